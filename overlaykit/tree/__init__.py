@@ -1,0 +1,24 @@
+"""What a layer says: columnar trees. No OCI documents, no network."""
+
+from overlaykit.tree.diff import Change, changes, diff
+from overlaykit.tree.merge import merge, squash
+from overlaykit.tree.regular import regular
+from overlaykit.tree.table import Entry, Flag, Kind, Strings, Tree, concat, from_entries
+from overlaykit.tree.whiteout import WhiteoutFormat
+
+__all__ = [
+    "Change",
+    "Entry",
+    "Flag",
+    "Kind",
+    "Strings",
+    "Tree",
+    "WhiteoutFormat",
+    "changes",
+    "concat",
+    "diff",
+    "from_entries",
+    "merge",
+    "regular",
+    "squash",
+]

@@ -1,0 +1,213 @@
+"""What changed: the changeset that leads from one tree to another, and its changes as docker diff prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from overlaykit.errors import InvalidLayer
+from overlaykit.tree.merge import merge_order
+from overlaykit.tree.table import (
+    IMPLIED_MODE,
+    Flag,
+    Kind,
+    Mask,
+    Rows,
+    Tree,
+    concat,
+    differing,
+    empty_columns,
+    first_names,
+)
+
+CAPABILITY = "security.capability"
+
+
+def diff(lower: Tree, upper: Tree, *, same_content: Mask | None = None) -> Tree:
+    """The changeset that leads from `lower` to `upper`, in tree order: merge([lower, diff(lower, upper)]) == upper.
+
+    Modified means another kind, mode, owner, size, time, device, link or xattrs. same_content: bool[len(upper)], False where
+    the caller knows that the content differs although size and time agree.
+    All names of a file come when one does, so that hard links stay together. Raises InvalidLayer if either has whiteouts.
+    """
+    for name, tree in (("lower", lower), ("upper", upper)):
+        if tree.is_changeset:
+            raise InvalidLayer(f"diff: {name} is a changeset; merge it with what is below it first")
+    table = concat([lower, upper])
+    mine, theirs = _pairs(lower, upper, table)
+    both = np.flatnonzero((mine >= 0) & (theirs >= 0))
+    chosen = np.zeros(len(upper), np.bool_)
+    chosen[theirs[mine < 0]] = True
+    a, b = lower.take(mine[both]), upper.take(theirs[both])
+    unlike = differing(a, b, links=False) | _other_first_name(lower, upper, mine, theirs, both)
+    chosen[theirs[both[unlike]]] = True
+    if same_content is not None:
+        chosen |= ~same_content
+    _add_names(upper, chosen)
+    # A name that is gone is worth a whiteout only where its directory is still one: elsewhere it went with it.
+    gone = mine[theirs < 0]
+    upper_row = np.full(len(lower), -1, np.int64)
+    upper_row[mine[both]] = theirs[both]
+    home = upper_row[lower.parents[gone]] if len(gone) else gone
+    stays = (home >= 0) & (upper.kind[home] == Kind.DIR)
+    gone, home = gone[stays], home[stays]
+    implied = _missing_parents(upper, chosen, home)
+    return _changeset(lower, upper, table, np.flatnonzero(chosen), gone, implied)
+
+
+def _pairs(lower: Tree, upper: Tree, table: Tree) -> tuple[Rows, Rows]:
+    """For each path of either tree, in order: its row in lower and its row in upper, -1 where it has none."""
+    order, same = merge_order([lower, upper], table.paths)
+    begin = np.flatnonzero(same == 0)
+    first = order[begin]
+    second = np.full(len(begin), -1, np.int64)
+    twice = begin + 1 < len(order)
+    twice[twice] = same[begin[twice] + 1] == 1
+    second[twice] = order[begin[twice] + 1]
+    theirs = np.where(first >= len(lower), first - len(lower), -1)
+    mine = np.where(first < len(lower), first, second)
+    return mine, theirs
+
+
+def _other_first_name(lower: Tree, upper: Tree, mine: Rows, theirs: Rows, both: Rows) -> Mask:
+    """Which of the pairs `both` are names of another file than before, by the first name of each group."""
+    place_mine, place_theirs = np.full(len(lower), -1, np.int64), np.full(len(upper), -1, np.int64)
+    place_mine[mine[mine >= 0]] = np.flatnonzero(mine >= 0)
+    place_theirs[theirs[theirs >= 0]] = np.flatnonzero(theirs >= 0)
+    was, now = first_names(lower)[mine[both]], first_names(upper)[theirs[both]]
+    unlike: Mask = place_mine[was] != place_theirs[now]
+    return unlike
+
+
+def _add_names(upper: Tree, chosen: Mask) -> None:
+    """Choose all names of every file of which one is chosen."""
+    linked = upper.hardlink >= 0
+    if linked.any():
+        chosen |= linked & np.isin(upper.hardlink, upper.hardlink[chosen & linked])
+
+
+def _missing_parents(upper: Tree, chosen: Mask, homes: Rows) -> Mask:
+    """Which rows of upper must stand in the changeset just to hold others: IMPLIED directories."""
+    implied = np.zeros(len(upper), np.bool_)
+    rows = np.unique(np.concatenate([upper.parents[np.flatnonzero(chosen)], homes, [0]]))
+    while len(rows):
+        rows = rows[(rows >= 0) & ~implied[rows]]
+        implied[rows] = True
+        rows = np.unique(upper.parents[rows])
+    return implied & ~chosen
+
+
+def _changeset(lower: Tree, upper: Tree, table: Tree, chosen: Rows, gone: Rows, implied: Mask) -> Tree:
+    held = np.flatnonzero(implied)
+    rows = np.concatenate([chosen + len(lower), held + len(lower), gone])
+    is_held = np.zeros(len(rows), np.bool_)
+    is_held[len(chosen) : len(chosen) + len(held)] = True
+    is_gone = np.zeros(len(rows), np.bool_)
+    is_gone[len(chosen) + len(held) :] = True
+    # Rows of lower and upper interleave by their place in the union; the table's own order would put all of lower first.
+    place = np.empty(len(table), np.int64)
+    place[merge_order([lower, upper], table.paths)[0]] = np.arange(len(table))
+    sort = np.argsort(place[rows], kind="stable")
+    rows, is_held, is_gone = rows[sort], is_held[sort], is_gone[sort]
+    picked = table.take(rows)
+    blank = empty_columns(len(rows))
+    blank["kind"][is_gone] = Kind.WHITEOUT
+    blank["kind"][is_held] = Kind.DIR
+    blank["flags"][is_held] = Flag.IMPLIED
+    blank["mode"][is_held] = IMPLIED_MODE
+    plain = ~(is_held | is_gone)
+    for name, column in blank.items():
+        column[plain] = getattr(picked, name)[plain]
+    return picked.with_columns(**blank)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of `docker diff`: kind A added, C changed, D deleted; the path begins with "/".
+
+    reasons says what differs: "kind", "mode", "owner", "device", "content", "time", "link", "xattrs", or "below" for a
+    directory that is listed because something in it is. Sizes in bytes; those of a removed directory count all below it.
+    """
+
+    kind: Literal["A", "C", "D"]
+    path: str
+    reasons: tuple[str, ...] = ()
+    size_before: int = 0
+    size_after: int = 0
+
+
+def changes(lower: Tree, changeset: Tree) -> Iterator[Change]:
+    """What `changeset` does to the merged tree `lower`, as docker diff says it, in tree order.
+
+    A directory counts as changed by its mode, its owner or its file capability, or because something below it changed: not
+    by its time or size. A removed directory is one D, a replaced one a C, and the root is never listed. Unlike Docker, any
+    xattr counts, and so does a time that differs by less than a second.
+    """
+    own: list[tuple[int, Change | None]] = []  # by row of the changeset; None: nothing of its own
+    extra: dict[int, list[Change]] = {}  # names that an opaque directory takes away
+    for row in range(1, len(changeset)):
+        path = changeset.paths[row]
+        before = lower.find(path)
+        own.append((row, _change(lower, before, changeset, row)))
+        if before >= 0 and lower.kind[before] == Kind.DIR and changeset.flags[row] & Flag.OPAQUE:
+            extra[row] = [
+                _removed(lower, child) for child in lower.children(before) if changeset.find(lower.paths[child]) < 0
+            ]
+    if len(changeset) and changeset.flags[0] & Flag.OPAQUE:
+        extra[0] = [_removed(lower, child) for child in lower.children(0) if changeset.find(lower.paths[child]) < 0]
+    # A directory above something changed is changed too; children stand after parents, so go backwards.
+    busy = np.zeros(len(changeset), np.bool_)
+    for row, change in reversed(own):
+        if change is not None or row in extra and extra[row]:
+            busy[row] = True
+        if busy[row]:
+            busy[changeset.parents[row]] = True
+    found = list(extra.get(0, ()))
+    for row, change in own:
+        if change is None and busy[row]:
+            change = Change("C", "/" + changeset.path(row), ("below",))
+        if change is not None:
+            found.append(change)
+        found += extra.get(row, ())
+    return iter(sorted(found, key=lambda c: c.path.replace("/", "\0")))
+
+
+def _removed(lower: Tree, row: int) -> Change:
+    below = slice(row, int(lower.ends[row]))
+    return Change("D", "/" + lower.path(row), size_before=int(lower.size[below].sum()))
+
+
+def _change(lower: Tree, before: int, changeset: Tree, row: int) -> Change | None:
+    """What row `row` does to row `before` of lower (-1: there is none); None if nothing."""
+    kind = changeset.kind[row]
+    if kind == Kind.WHITEOUT:
+        return _removed(lower, before) if before >= 0 else None
+    path = "/" + changeset.path(row)
+    if before < 0:
+        return Change("A", path, size_after=int(changeset.size[row]))
+    reasons = _reasons(lower, before, changeset, row)
+    if not reasons:
+        return None
+    return Change("C", path, reasons, int(lower.size[before]), int(changeset.size[row]))
+
+
+def _reasons(lower: Tree, before: int, upper: Tree, row: int) -> tuple[str, ...]:
+    if upper.flags[row] & Flag.IMPLIED:
+        return () if lower.kind[before] == Kind.DIR else ("kind",)
+    old, new = lower.entry(before), upper.entry(row)
+    if old.kind != new.kind:
+        return ("kind",)
+    is_dir = new.kind == Kind.DIR
+    tests = (
+        ("mode", old.mode != new.mode),
+        ("owner", (old.uid, old.gid) != (new.uid, new.gid)),
+        ("device", old.rdev != new.rdev),
+        ("content", old.size != new.size),
+        ("link", new.kind == Kind.SYMLINK and old.link != new.link),
+        ("xattrs", dict(old.xattrs) != dict(new.xattrs)),
+        ("time", not is_dir and old.mtime_ns != new.mtime_ns),
+    )
+    return tuple(name for name, differs in tests if differs)

@@ -1,0 +1,410 @@
+"""Trees as columns: what a layer, a directory or an upper says, one row a path, in tree order.
+
+Tree order is bytewise with "/" below every other byte: a directory is followed at once by all that lies under it
+("etc", "etc/passwd", "etc-old"), so a subtree is a slice and two trees merge in one pass.
+
+A Tree is *regular*: one row a path, every parent present (IMPLIED where nobody wrote it down), nothing below what is not
+a directory. The root is the row with the empty path. A tree with whiteouts or opaque directories is a changeset.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum, IntFlag
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from overlaykit._ext import treemerge
+from overlaykit.errors import InvalidLayer
+
+StrPath = str | os.PathLike[str]
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class Kind(IntEnum):
+    """What a row is. The numbers are stored: never change one."""
+
+    FILE = 0
+    DIR = 1
+    SYMLINK = 2
+    CHAR = 3
+    BLOCK = 4
+    FIFO = 5
+    SOCKET = 6
+    WHITEOUT = 7
+
+
+class Flag(IntFlag):
+    """What else a row says. The numbers are stored: never change one."""
+
+    NONE = 0
+    OPAQUE = 1  # a directory that hides all lower names under it
+    IMPLIED = 2  # a directory nobody wrote down: it says nothing but that it is one
+    LOWER_LINK = 4  # a hard link to a name of a lower layer, `link`; what it is, only the lower layer knows
+
+
+Xattrs = Mapping[str, bytes]
+IMPLIED_MODE = 0o755  # of a directory that no layer wrote; owned by root, at time 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row. `path` is relative without a leading slash, "" for the root; bytes that are no UTF-8 as os.fsdecode has them.
+
+    `size` counts bytes and is 0 for what is not a file; `hardlink` is the number that all names of one file share, -1 for a
+    file of one name; `offset` is where the content begins in the layer's uncompressed tar, -1 where it is on disk.
+    """
+
+    path: str
+    kind: Kind = Kind.FILE
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    size: int = 0
+    mtime_ns: int = 0
+    rdev: int = 0
+    link: str | None = None
+    xattrs: Xattrs = field(default_factory=dict)
+    hardlink: int = -1
+    flags: Flag = Flag.NONE
+    offset: int = -1
+    layer: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Strings:
+    """Byte strings back to back: string i is arena[start[i]:start[i+1]]. arena uint8[m], start int64[n+1]."""
+
+    arena: npt.NDArray[np.uint8]
+    start: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(strings: Sequence[bytes]) -> Strings:
+        start = np.zeros(len(strings) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, strings), np.int64, len(strings)), out=start[1:])
+        return Strings(np.frombuffer(b"".join(strings), np.uint8), start)
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    def __getitem__(self, i: int) -> bytes:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        return self.arena[self.start[i] : self.start[i + 1]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        data, start = self.arena.tobytes(), self.start.tolist()
+        return (data[a:b] for a, b in zip(start, start[1:], strict=False))
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return np.diff(self.start)
+
+    def take(self, rows: Rows, sizes: Rows | None = None) -> Strings:
+        """The strings of `rows`, in that order; of each only the first `sizes` bytes where sizes are given."""
+        start = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(self.lengths[rows] if sizes is None else sizes, out=start[1:])
+        arena = np.empty(int(start[-1]), np.uint8)
+        treemerge.gather(self.arena, self.start, rows, arena, start)
+        return Strings(arena, start)
+
+    @staticmethod
+    def concat(parts: Sequence[Strings]) -> Strings:
+        start = np.zeros(sum(map(len, parts)) + 1, np.int64)
+        if parts:
+            np.cumsum(np.concatenate([p.lengths for p in parts]), out=start[1:])
+            return Strings(np.concatenate([p.arena for p in parts]), start)
+        return Strings(np.empty(0, np.uint8), start)
+
+
+COLUMNS: dict[str, npt.DTypeLike] = {
+    "kind": np.uint8,
+    "flags": np.uint8,
+    "mode": np.uint32,  # permission bits, 0o7777
+    "uid": np.uint32,
+    "gid": np.uint32,
+    "size": np.int64,  # bytes of content; 0 for what is not a file
+    "mtime_ns": np.int64,  # since 1970
+    "rdev": np.uint64,  # device number of CHAR and BLOCK, as makedev gives it
+    "offset": np.int64,  # where the content begins in the layer's uncompressed tar; -1: on disk
+    "layer": np.uint16,  # which layer the row came from, 0 is the bottom
+    "link": np.int32,  # index into links: a symlink's target, a LOWER_LINK's; -1: none
+    "xattrs": np.int32,  # index into xattr_sets; -1: none
+    "hardlink": np.int32,  # names of one file share a number; -1: a file of one name
+}
+DEFAULTS = {"offset": -1, "link": -1, "xattrs": -1, "hardlink": -1}
+PROVENANCE = ("offset", "layer")  # where a row came from: no part of what it says
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """n rows as columns; see COLUMNS for the arrays' types and units. Immutable: every operation gives a new Tree."""
+
+    paths: Strings
+    kind: npt.NDArray[np.uint8]
+    flags: npt.NDArray[np.uint8]
+    mode: npt.NDArray[np.uint32]
+    uid: npt.NDArray[np.uint32]
+    gid: npt.NDArray[np.uint32]
+    size: npt.NDArray[np.int64]
+    mtime_ns: npt.NDArray[np.int64]
+    rdev: npt.NDArray[np.uint64]
+    offset: npt.NDArray[np.int64]
+    layer: npt.NDArray[np.uint16]
+    link: npt.NDArray[np.int32]
+    xattrs: npt.NDArray[np.int32]
+    hardlink: npt.NDArray[np.int32]
+    links: Strings
+    xattr_sets: tuple[Xattrs, ...]
+
+    def __len__(self) -> int:
+        return len(self.kind)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def path(self, row: int) -> str:
+        return os.fsdecode(self.paths[row])
+
+    def entry(self, row: int) -> Entry:
+        """Row `row` as one value. IndexError past the end."""
+        link, xattrs = int(self.link[row]), int(self.xattrs[row])
+        return Entry(
+            path=self.path(row),
+            kind=Kind(self.kind[row]),
+            mode=int(self.mode[row]),
+            uid=int(self.uid[row]),
+            gid=int(self.gid[row]),
+            size=int(self.size[row]),
+            mtime_ns=int(self.mtime_ns[row]),
+            rdev=int(self.rdev[row]),
+            link=None if link < 0 else os.fsdecode(self.links[link]),
+            xattrs={} if xattrs < 0 else self.xattr_sets[xattrs],
+            hardlink=int(self.hardlink[row]),
+            flags=Flag(self.flags[row]),
+            offset=int(self.offset[row]),
+            layer=int(self.layer[row]),
+        )
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self.entry, range(len(self)))
+
+    def find(self, path: str | bytes) -> int:
+        """The row of `path` (relative, as in the table), or -1. Binary search."""
+        want = os.fsencode(path)
+        row = treemerge.find(self.paths.arena, self.paths.start, want)
+        return row if row < len(self) and self.paths[row] == want else -1
+
+    @cached_property
+    def _family(self) -> tuple[Rows, Rows]:
+        parents, ends = np.empty(len(self), np.int64), np.empty(len(self), np.int64)
+        treemerge.family(self.paths.arena, self.paths.start, parents, ends)
+        return parents, ends
+
+    @property
+    def parents(self) -> Rows:
+        """int64[n]: the row of each row's directory; -1 for the root."""
+        return self._family[0]
+
+    @property
+    def ends(self) -> Rows:
+        """int64[n]: the first row after row i that is not below it, so a subtree is rows i:ends[i]."""
+        return self._family[1]
+
+    def children(self, row: int) -> Iterator[int]:
+        """The rows directly under directory row `row`, in order."""
+        child, end = row + 1, int(self.ends[row])
+        while child < end:
+            yield child
+            child = int(self.ends[child])
+
+    @property
+    def is_changeset(self) -> bool:
+        """Whether anything here acts on a lower tree."""
+        return bool((self.kind == Kind.WHITEOUT).any() or (self.flags & (Flag.OPAQUE | Flag.LOWER_LINK)).any())
+
+    # --- making another -----------------------------------------------------------------------------------------
+
+    def take(self, rows: Rows | Mask) -> Tree:
+        """The tree of `rows` (numbers in tree order, or a mask). It is regular if the rows are: parents must be kept."""
+        if rows.dtype == np.bool_:
+            rows = np.flatnonzero(rows)
+        columns = {name: getattr(self, name)[rows] for name in COLUMNS}
+        return Tree(self.paths.take(rows), **columns, links=self.links, xattr_sets=self.xattr_sets)
+
+    def with_columns(self, **columns: npt.NDArray[Any]) -> Tree:
+        """The same tree with some columns replaced (arrays of n; cast to the column's type)."""
+        return replace(self, **{k: np.ascontiguousarray(v, COLUMNS[k]) for k, v in columns.items()})
+
+    # --- comparing ----------------------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same: everything but where the content comes from (layer, offset)."""
+        if not isinstance(other, Tree):
+            return NotImplemented
+        return (
+            len(self) == len(other)
+            and np.array_equal(self.paths.start, other.paths.start)
+            and np.array_equal(self.paths.arena, other.paths.arena)
+            and not differing(self, other).any()
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content, as a list is
+
+    def __repr__(self) -> str:
+        return f"<Tree of {len(self):,} rows, {int(self.size.sum()):,} bytes>"
+
+    # --- keeping ------------------------------------------------------------------------------------------------
+
+    def save(self, directory: StrPath) -> None:
+        """Write the tree into an existing empty `directory`, a file a column. The caller syncs and renames."""
+        folder = Path(directory)
+        for name in COLUMNS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        for name in ("paths", "links"):
+            np.save(folder / f"{name}.npy", getattr(self, name).arena, allow_pickle=False)
+            np.save(folder / f"{name}_start.npy", getattr(self, name).start, allow_pickle=False)
+        sets = [{name: value.hex() for name, value in s.items()} for s in self.xattr_sets]
+        (folder / "xattr_sets.json").write_text(json.dumps(sets), encoding="utf-8", errors="surrogateescape")
+
+    @staticmethod
+    def load(directory: StrPath) -> Tree:
+        """The tree that `save` wrote; the columns are mapped, not read. InvalidLayer if the files do not fit together."""
+        folder = Path(directory)
+
+        def column(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+            try:
+                found = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            except ValueError as e:
+                raise InvalidLayer(f"{folder / name}.npy: {e}") from e
+            if found.dtype != dtype or found.ndim != 1:
+                raise InvalidLayer(f"{folder / name}.npy: {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}[n]")
+            return found.view(np.ndarray)
+
+        def strings(name: str) -> Strings:
+            found = Strings(column(name, np.uint8), column(f"{name}_start", np.int64))
+            if len(found.start) < 1 or found.start[0] != 0 or found.start[-1] != len(found.arena):
+                raise InvalidLayer(f"{folder / name}_start.npy does not fit {name}.npy")
+            return found
+
+        columns = {name: column(name, dtype) for name, dtype in COLUMNS.items()}
+        paths, links = strings("paths"), strings("links")
+        raw = json.loads((folder / "xattr_sets.json").read_text(encoding="utf-8", errors="surrogateescape"))
+        sets = tuple({name: bytes.fromhex(value) for name, value in s.items()} for s in raw)
+        if any(len(c) != len(paths) for c in columns.values()):
+            raise InvalidLayer(f"{folder}: the columns are not all {len(paths)} long")
+        return Tree(paths, **columns, links=links, xattr_sets=sets)
+
+
+def empty_columns(n: int) -> dict[str, npt.NDArray[Any]]:
+    """Every column at its default, n long."""
+    return {name: np.full(n, DEFAULTS.get(name, 0), dtype) for name, dtype in COLUMNS.items()}
+
+
+def concat(trees: Sequence[Tree], *, relabel: bool = True) -> Tree:
+    """The rows of all trees, one after another: a table, not yet a Tree, since paths repeat.
+
+    relabel: row i's layer is the number of the tree it came from; else the layers stay as they are.
+    """
+    parts: dict[str, npt.NDArray[Any]] = {
+        name: np.concatenate([getattr(t, name) for t in trees]) if trees else np.empty(0, dtype)
+        for name, dtype in COLUMNS.items()
+    }
+    begin = links = sets = groups = 0
+    for number, tree in enumerate(trees):
+        rows = slice(begin, begin + len(tree))
+        if relabel:
+            parts["layer"][rows] = number
+        for name, base in (("link", links), ("xattrs", sets), ("hardlink", groups)):
+            if base:
+                column = parts[name][rows]
+                column[column >= 0] += base
+        begin += len(tree)
+        links += len(tree.links)
+        sets += len(tree.xattr_sets)
+        groups += int(tree.hardlink.max(initial=-1)) + 1
+    return Tree(
+        Strings.concat([t.paths for t in trees]),
+        **parts,
+        links=Strings.concat([t.links for t in trees]),
+        xattr_sets=tuple(s for t in trees for s in t.xattr_sets),
+    )
+
+
+def from_entries(entries: Iterable[Entry]) -> Tree:
+    """The table of `entries`, in their order; `regular` makes a Tree of one that is not."""
+    rows = list(entries)
+    columns = empty_columns(len(rows))
+    links: list[bytes] = []
+    sets: list[Xattrs] = []
+    for i, e in enumerate(rows):
+        for name in ("kind", "flags", "mode", "uid", "gid", "size", "mtime_ns", "rdev", "offset", "layer", "hardlink"):
+            columns[name][i] = getattr(e, name)
+        if e.link is not None:
+            columns["link"][i] = len(links)
+            links.append(os.fsencode(e.link))
+        if e.xattrs:
+            columns["xattrs"][i] = len(sets)
+            sets.append(e.xattrs)
+    paths = Strings.of([os.fsencode(e.path) for e in rows])
+    return Tree(paths, **columns, links=Strings.of(links), xattr_sets=tuple(sets))
+
+
+# --- comparing two tables of the same paths --------------------------------------------------------------------------
+
+
+def first_names(tree: Tree) -> Rows:
+    """int64[n]: for each row the first row that is the same file: itself, unless it is a later name of a hard link."""
+    first = np.arange(len(tree), dtype=np.int64)
+    linked = np.flatnonzero(tree.hardlink >= 0)
+    if len(linked):
+        _, index, inverse = np.unique(tree.hardlink[linked], return_index=True, return_inverse=True)
+        first[linked] = linked[index][inverse]
+    return first
+
+
+def differing(a: Tree, b: Tree, *, links: bool = True) -> Mask:
+    """bool[n]: which rows of two tables with the same paths say different things.
+
+    links: names of one file must be names of one file in both, which only whole trees can tell.
+    """
+    unlike = np.zeros(len(a), np.bool_)
+    for name in COLUMNS:
+        if name not in (*PROVENANCE, "link", "xattrs", "hardlink"):
+            unlike |= getattr(a, name) != getattr(b, name)
+    unlike |= (a.link >= 0) != (b.link >= 0)
+    for i in np.flatnonzero((a.link >= 0) & (b.link >= 0) & ~unlike).tolist():
+        unlike[i] = a.links[a.link[i]] != b.links[b.link[i]]
+    empty: Xattrs = {}
+    for i in np.flatnonzero(((a.xattrs >= 0) | (b.xattrs >= 0)) & ~unlike).tolist():
+        mine = a.xattr_sets[a.xattrs[i]] if a.xattrs[i] >= 0 else empty
+        theirs = b.xattr_sets[b.xattrs[i]] if b.xattrs[i] >= 0 else empty
+        unlike[i] = dict(mine) != dict(theirs)
+    return unlike | (first_names(a) != first_names(b)) if links else unlike
+
+
+__all__ = [
+    "COLUMNS",
+    "IMPLIED_MODE",
+    "Entry",
+    "Flag",
+    "Kind",
+    "Mask",
+    "Rows",
+    "StrPath",
+    "Strings",
+    "Tree",
+    "Xattrs",
+    "concat",
+    "differing",
+    "empty_columns",
+    "first_names",
+    "from_entries",
+]

@@ -1,0 +1,87 @@
+"""Whiteouts: names that a layer takes away. As OCI files (.wh.NAME, .wh..wh..opq), as overlayfs inodes (char device 0:0,
+trusted.overlay.opaque=y), as user xattrs (user.overlay.*). The constants of all forms stand here and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum, IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from overlaykit._ext import whiteout
+from overlaykit.errors import InvalidLayer
+from overlaykit.tree.table import Flag, Kind, Mask, Strings, Tree
+
+# image-spec layer.md, "Whiteouts"
+PREFIX = ".wh."
+OPAQUE_NAME = ".wh..wh..opq"
+
+
+class WhiteoutFormat(Enum):
+    """How a tree on disk or in a tar says that a lower name is gone."""
+
+    NONE = "none"  # it cannot: every entry is what it seems
+    OCI = "oci"  # files named .wh.NAME and .wh..wh..opq
+    OVERLAY = "overlay"  # char devices 0:0 and trusted.overlay.* xattrs: root's overlayfs
+    USERXATTR = "userxattr"  # the same under user.overlay.*, with xattr whiteouts: overlayfs mounted with userxattr
+
+    @property
+    def xattr_prefix(self) -> str:
+        """What overlayfs's own xattrs begin with. ValueError for a format that has none."""
+        if self is WhiteoutFormat.OVERLAY:
+            return "trusted.overlay."
+        if self is WhiteoutFormat.USERXATTR:
+            return "user.overlay."
+        raise ValueError(f"{self.value} trees have no overlay xattrs")
+
+
+# Overlayfs's own xattrs, after the prefix; kernel Documentation/filesystems/overlayfs.rst
+OPAQUE = "opaque"  # "y": hides lower names; "x": has xattr whiteouts
+WHITEOUT = "whiteout"  # an empty file with it is a whiteout, in a directory whose `opaque` is "x"
+REDIRECT = "redirect"  # where the lower directory or data is: /from/the/root, or a sibling's name
+METACOPY = "metacopy"  # a file's metadata without its data
+ESCAPE = "overlay."  # what a nested overlay's own xattrs get behind the prefix
+# Bookkeeping that says nothing about content
+BOOKKEEPING = frozenset({"origin", "impure", "nlink", "upper", "uuid", "protattr"})
+
+
+class Mark(IntEnum):
+    """What a name is to the OCI format; the numbers of ext/whiteout.pyx."""
+
+    PLAIN = 0
+    WHITEOUT = 1
+    OPAQUE = 2
+    METADATA = 3  # .wh..wh.plnk and the like: AUFS kept its own books there
+    INVALID = 4
+
+
+def read_oci_names(table: Tree) -> tuple[Tree, npt.NDArray[np.uint8]]:
+    """`table` with its marks' names taken off (a/.wh.b is a/b, a/.wh..wh..opq is a), and each row's Mark.
+
+    AUFS metadata is dropped. InvalidLayer names the first row whose mark is no name at all.
+    """
+    marks = np.zeros(len(table), np.uint8)
+    if whiteout.classify(table.paths.arena, table.paths.start, marks) == 0:
+        return table, marks
+    bad = np.flatnonzero(marks == Mark.INVALID)
+    if len(bad):
+        raise InvalidLayer(
+            f"{table.path(int(bad[0]))!r}: not a whiteout that image-spec knows: a bare {PREFIX!r}, one of '.' or '..', "
+            "or one used as a directory"
+        )
+    plain = marks != Mark.METADATA
+    if not plain.all():
+        table, marks = table.take(plain), marks[plain]
+    arena, start = np.empty_like(table.paths.arena), np.empty_like(table.paths.start)
+    size = whiteout.strip(table.paths.arena, table.paths.start, marks, arena, start)
+    return replace(table, paths=Strings(arena[:size], start)), marks
+
+
+def is_overlay_whiteout(table: Tree) -> Mask:
+    """Which rows are overlayfs's whiteout device, char 0:0."""
+    return (table.kind == Kind.CHAR) & (table.rdev == 0)
+
+
+def is_opaque(table: Tree) -> Mask:
+    return (table.flags & Flag.OPAQUE) != 0

@@ -1,0 +1,237 @@
+"""Real peers for the tests: docker, podman, skopeo, umoci and Debian's tools, each on roots of its own.
+
+A peer that is not there skips the test and says why. In CI (CI=true) it fails instead: there a skip would hide that
+nothing was compared. Nothing here touches a daemon, a store or a configuration that the machine has already.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+StrPath = str | os.PathLike[str]
+IN_CI = os.environ.get("CI", "") not in ("", "0", "false")
+ROOM = 3 << 30  # bytes a daemon's folder should have: three unpacked bookworms and their archives
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip the running test, or fail it in CI, where everything has to be there."""
+    if IN_CI:
+        pytest.fail(f"CI must have everything that tests need: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def peer(name: str) -> str:
+    """The path of the program `name`, also from the sbin folders; without it the test is skipped (in CI: fails)."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin")
+    if found is None:
+        unavailable(f"{name} is not installed")
+    return found
+
+
+def need_root(why: str) -> None:
+    """Go on as root only."""
+    if os.geteuid() != 0:
+        unavailable(f"root only: {why}")
+
+
+def run(
+    *argv: StrPath,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    stdin: StrPath | None = None,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """The finished program argv[0] (looked up by `peer`), its output as text; AssertionError with both if it failed."""
+    command = [peer(os.fspath(argv[0])), *map(os.fspath, argv[1:])]
+    with open(stdin or os.devnull, "rb") as source:
+        done = subprocess.run(
+            command,
+            stdin=source,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            env={**os.environ, **(env or {})},
+            timeout=timeout,
+            check=False,
+        )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def takes_overlay(folder: Path) -> bool:
+    """Whether the kernel's overlay accepts `folder` for its upper and work."""
+    with tempfile.TemporaryDirectory(dir=folder) as probe:
+        for name in ("lower", "upper", "work", "merged"):
+            Path(probe, name).mkdir()
+        options = ",".join(f"{kind}dir={probe}/{kind}" for kind in ("lower", "upper", "work"))
+        mount = ["mount", "-t", "overlay", "overlay", "-o", options, f"{probe}/merged"]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            return False
+        subprocess.run(["umount", f"{probe}/merged"], check=True)
+        return True
+
+
+@contextmanager
+def overlay_place(label: str) -> Iterator[Path]:
+    """A new folder that can hold a daemon's overlay storage, in memory if there is room; gone afterwards."""
+    need_root("overlay mounts of a peer")
+    for parent in (Path("/dev/shm"), Path(tempfile.gettempdir())):
+        if parent.is_dir() and shutil.disk_usage(parent).free > ROOM and takes_overlay(parent):
+            break
+    else:
+        unavailable("no folder with 3 GiB free that the kernel's overlay takes as upper")
+    place = Path(tempfile.mkdtemp(prefix=f"overlaykit-{label}-", dir=parent))
+    try:
+        yield place
+    finally:
+        unmount_below(place)
+        shutil.rmtree(place)
+
+
+def unmount_below(place: Path) -> None:
+    """Take away every mount at or under `place`, the innermost first."""
+    with open("/proc/self/mountinfo") as table:
+        targets = [line.split()[4].encode().decode("unicode_escape") for line in table]
+    for target in reversed(targets):
+        if target == str(place) or target.startswith(f"{place}/"):
+            subprocess.run(["umount", "-l", target], capture_output=True, check=False)
+
+
+def end_processes(place: Path, timeout: float = 10) -> None:
+    """Kill what a daemon left behind: every process whose command line names something under `place`."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        left = []
+        for entry in Path("/proc").iterdir():
+            # A process can end between the listing and the reading.
+            with suppress(OSError):
+                if entry.name.isdigit() and f"{place}/".encode() in (entry / "cmdline").read_bytes():
+                    left.append(int(entry.name))
+        if not left:
+            return
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+# --- peers with a store of their own ----------------------------------------------------------------------------------
+
+
+class Docker:
+    """A dockerd of our own with the overlay2 driver; `docker("run", ...)` gives what the command printed."""
+
+    def __init__(self, place: Path, *, start_timeout: float = 60) -> None:
+        self.place, self.data_root, self.log = place, place / "data", place / "log"
+        config = place / "daemon.json"
+        config.write_text("{}")  # or dockerd would read the machine's
+        command = [
+            # Also when pytest is killed: nobody else would end it.
+            *(peer("setpriv"), "--pdeathsig", "TERM", peer("dockerd"), "--config-file", config),
+            *("--data-root", self.data_root, "--exec-root", place / "exec", "--pidfile", place / "pid"),
+            *("--host", f"unix://{place}/sock", "--storage-driver", "overlay2"),
+            # Containers run with --network none: no bridge, no firewall rules, no sysctls on the machine.
+            *("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"),
+        ]
+        with self.log.open("wb") as log:
+            self.daemon = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.env = {"DOCKER_HOST": f"unix://{place}/sock", "DOCKER_CONFIG": str(place / "client")}
+        deadline = time.monotonic() + start_timeout
+        while run("docker", "version", check=False, env=self.env).returncode:
+            if self.daemon.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                unavailable(f"dockerd does not start here: {self.log.read_text(errors='replace')[-600:]}")
+            time.sleep(0.1)
+
+    def __call__(self, *args: StrPath, check: bool = True, stdin: StrPath | None = None) -> str:
+        return self.run(*args, check=check, stdin=stdin).stdout
+
+    def run(self, *args: StrPath, check: bool = True, stdin: StrPath | None = None) -> subprocess.CompletedProcess[str]:
+        """The finished docker command, for its exit code and stderr too."""
+        return run("docker", *args, check=check, stdin=stdin, env=self.env)
+
+    def stop(self) -> None:
+        """End dockerd, its containerd and every container. Safe to call twice."""
+        self.daemon.terminate()
+        try:
+            self.daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            self.daemon.wait()
+        end_processes(self.place)
+
+
+class Podman:
+    """podman on a store of its own; `podman("load", ...)` gives what the command printed."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.options = [
+            *("--root", place / "root", "--runroot", place / "run", "--tmpdir", place / "tmp"),
+            *("--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"),
+        ]
+        self("info")
+
+    def __call__(self, *args: StrPath, check: bool = True, stdin: StrPath | None = None) -> str:
+        return run("podman", *self.options, *args, check=check, stdin=stdin).stdout
+
+
+@contextmanager
+def docker_daemon() -> Iterator[Docker]:
+    """A running dockerd; processes, mounts and files are gone afterwards."""
+    peer("docker")
+    with overlay_place("docker") as place:
+        docker = Docker(place)
+        try:
+            yield docker
+        finally:
+            docker.stop()
+
+
+@contextmanager
+def podman_store() -> Iterator[Podman]:
+    """podman with an empty store; mounts and files are gone afterwards."""
+    peer("podman")
+    with overlay_place("podman") as place:
+        yield Podman(place)
+        end_processes(place)
+
+
+# --- peers without one ------------------------------------------------------------------------------------------------
+
+
+def skopeo_copy(source: str, target: str, *options: str) -> None:
+    """skopeo copy SOURCE TARGET, in skopeo's transport:path notation."""
+    run("skopeo", "--insecure-policy", "copy", "--quiet", *options, source, target)
+
+
+def umoci_unpack(layout: StrPath, tag: str, bundle: Path) -> Path:
+    """The root filesystem that umoci unpacks from LAYOUT:TAG (an OCI directory) into the new folder `bundle`."""
+    run("umoci", "unpack", "--image", f"{os.fspath(layout)}:{tag}", bundle)
+    return bundle / "rootfs"
+
+
+def debian_rootfs(tar: Path, *, suite: str = "bookworm") -> None:
+    """Write Debian's smallest root filesystem to `tar`; the test is skipped where the packages cannot be had."""
+    need_root("mmdebstrap keeps owners")
+    peer("mmdebstrap")
+    part = tar.with_name(f"{tar.stem}.part.tar")  # mmdebstrap takes the form from the suffix
+    done = run("mmdebstrap", "--quiet", "--variant=minbase", suite, part, check=False, timeout=900)
+    if done.returncode:
+        unavailable(f"mmdebstrap: {done.stderr[-600:]}")
+    part.rename(tar)
