@@ -128,10 +128,11 @@ def strip(
 cdef struct Above:
     int64_t row      # the path is the first `size` bytes of this row's
     int64_t size
-    int64_t out      # its place in the result; -1 while nothing below it needs it
+    int64_t out      # its place in the result; -1 until it is written
     int64_t content  # the row that decides it; -1: nobody wrote it
     int kind
     uint8_t flags
+    bint replaced    # the layer has a whiteout of it
 
 
 def regular(
@@ -185,7 +186,7 @@ cdef int64_t regular_rows(
 ) noexcept nogil:
     """Rows made; -1 - row for one that lies under a file; -2 - n without memory."""
     cdef int64_t made = 0, i = 0, top = 0, row, content, size, at, depth = 2, deepest = 2
-    cdef bint is_whiteout, is_opaque, hidden
+    cdef bint is_whiteout, is_opaque
     cdef Above* up
     for i in range(n):  # the deepest path bounds the stack
         depth = 2
@@ -203,6 +204,7 @@ cdef int64_t regular_rows(
     up[0].content = -1
     up[0].kind = KIND_DIR
     up[0].flags = FLAG_IMPLIED
+    up[0].replaced = False
     top = 1
     if room > 0:
         out_row[0] = -1
@@ -238,16 +240,21 @@ cdef int64_t regular_rows(
             continue
         while not below(p, up[top - 1].row, up[top - 1].size, row):
             top -= 1
-        if up[top - 1].kind == KIND_WHITEOUT:
-            if content < 0 and not is_opaque:
+        if content < 0 and not is_opaque:
+            for at in range(top):
+                if up[at].replaced:
+                    break
+            else:
+                at = top
+            if at < top:
                 continue  # taking away what lies under something taken away
+        if up[top - 1].kind == KIND_WHITEOUT:
             # Gone and there again: it was replaced by a directory of its own.
             up[top - 1].kind = KIND_DIR
-            if 0 <= up[top - 1].out < room:
+            if up[top - 1].out < room:
                 out_kind[up[top - 1].out] = KIND_DIR
                 out_flags[up[top - 1].out] = FLAG_OPAQUE
                 out_row[up[top - 1].out] = -1
-            up[top - 1].flags = FLAG_OPAQUE
         elif up[top - 1].kind != KIND_DIR:
             if content > up[top - 1].content:
                 free(up)
@@ -261,12 +268,14 @@ cdef int64_t regular_rows(
                 up[top].content = -1
                 up[top].kind = KIND_DIR
                 up[top].flags = FLAG_IMPLIED
+                up[top].replaced = False
                 top += 1
         up[top].row = row
         up[top].size = size
         up[top].out = -1
         up[top].content = content
         up[top].flags = 0
+        up[top].replaced = is_whiteout
         if content >= 0:
             up[top].kind = kind[content]
             if kind[content] == KIND_DIR and (is_whiteout or is_opaque):
@@ -277,12 +286,6 @@ cdef int64_t regular_rows(
         else:
             up[top].kind = KIND_WHITEOUT
         top += 1
-        if up[top - 1].kind == KIND_WHITEOUT:
-            hidden = False
-            for at in range(top):
-                hidden = hidden or up[at].flags & FLAG_OPAQUE
-            if hidden:
-                continue  # nothing of a lower layer shows under an opaque directory; it waits for rows below it
         for at in range(top):
             if up[at].out >= 0:
                 continue
@@ -304,7 +307,6 @@ cdef int64_t regular_rows(
 cdef struct Shown:
     int64_t size    # bytes of its path
     int64_t floor   # the lowest layer whose rows under it may show
-    bint opaque     # in the result: nothing under it needs a whiteout
 
 
 def visible(
@@ -358,7 +360,7 @@ cdef int64_t visible_rows(
 ) noexcept nogil:
     """Rows made; -1 without memory."""
     cdef int64_t made = 0, i = 0, j, end, row, parent, floor, attr, room = 64, top = 0
-    cdef bint cut, opaque, under_opaque
+    cdef bint cut, opaque
     cdef uint8_t result
     cdef Shown* grown
     cdef Shown* stack = <Shown*>malloc(room * sizeof(Shown))
@@ -380,18 +382,16 @@ cdef int64_t visible_rows(
         if length(p, row) == 0:
             top = 0
             floor = 0
-            under_opaque = False
         else:
             if top == 0 or stack[top - 1].size != parent:
                 i = end
                 continue
             floor = stack[top - 1].floor
-            under_opaque = stack[top - 1].opaque
         if layer[row] < floor:
             i = end
             continue
         if kind[row] != KIND_DIR:
-            if kind[row] != KIND_WHITEOUT or (keep_whiteouts and not under_opaque):
+            if kind[row] != KIND_WHITEOUT or keep_whiteouts:
                 out_row[made] = row
                 out_attr[made] = row
                 out_flags[made] = flags[row]
@@ -421,7 +421,6 @@ cdef int64_t visible_rows(
                 stack[top].floor = layer[order[j]]
                 opaque = flags[order[j]] & FLAG_OPAQUE
         stack[top].size = length(p, row)
-        stack[top].opaque = under_opaque or opaque or cut
         top += 1
         result = 0
         if keep_whiteouts and (opaque or cut):

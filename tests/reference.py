@@ -91,11 +91,7 @@ def regular(table: Iterable[Entry]) -> Layer:
         if path in out and out[path].kind == Kind.DIR:  # gone and there again: replaced by a directory of its own
             out[path] = replace(out[path], flags=(out[path].flags | Flag.OPAQUE) & ~Flag.IMPLIED)
     for path in sorted(whiteouts - set(out), key=tree_key):
-        if blocked(path) or any(up in whiteouts and up not in content and up not in opaque for up in ancestors(path)):
-            above = [up for up in ancestors(path) if up in out]
-            if blocked(path) or out[above[0]].kind == Kind.WHITEOUT or out[above[0]].flags & Flag.OPAQUE:
-                continue
-        if any(out[up].flags & Flag.OPAQUE for up in ancestors(path) if up in out):
+        if any(up in whiteouts or up in out and out[up].kind != Kind.DIR for up in ancestors(path)):
             continue
         for up in reversed([*ancestors(path)]):
             out.setdefault(up, replace(IMPLIED, path=up))
@@ -116,8 +112,7 @@ def resolve(layers: list[Layer], *, keep_whiteouts: bool) -> Layer:
             continue
         top = layers[have[0]][path]
         if top.kind != Kind.DIR:
-            hidden = any(out[up].flags & Flag.OPAQUE for up in ancestors(path))
-            if top.kind != Kind.WHITEOUT or keep_whiteouts and not hidden:
+            if top.kind != Kind.WHITEOUT or keep_whiteouts:
                 out[path] = top
             continue
         written, opaque, cut = None, False, False

@@ -1,8 +1,8 @@
 """One layer, made regular: a path has one row, every parent is there, nothing lies under what is not a directory.
 
 Of two rows for one path the later wins, as extraction would have it. A whiteout beside rows at or under its path means
-that the path was replaced: a directory becomes opaque, anything else just drops the whiteout. A whiteout under an opaque
-directory says nothing and goes. After that the order of rows carries no meaning.
+that the path was replaced: a directory becomes opaque, anything else just drops the whiteout. After that the order of rows
+carries no meaning.
 """
 
 from __future__ import annotations
