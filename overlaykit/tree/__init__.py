@@ -3,7 +3,10 @@
 from overlaykit.tree.diff import Change, changes, diff
 from overlaykit.tree.merge import merge, squash
 from overlaykit.tree.regular import regular
+from overlaykit.tree.scan import scan
+from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.table import Entry, Flag, Kind, Strings, Tree, concat, from_entries
+from overlaykit.tree.tarball import index_tar
 from overlaykit.tree.whiteout import WhiteoutFormat
 
 __all__ = [
@@ -11,6 +14,8 @@ __all__ = [
     "Entry",
     "Flag",
     "Kind",
+    "Loss",
+    "Losses",
     "Strings",
     "Tree",
     "WhiteoutFormat",
@@ -18,7 +23,9 @@ __all__ = [
     "concat",
     "diff",
     "from_entries",
+    "index_tar",
     "merge",
     "regular",
+    "scan",
     "squash",
 ]

@@ -124,7 +124,7 @@ def _follow_symlinked_parents(table: Tree, marks: npt.NDArray[np.uint8]) -> Tree
     for i, path in enumerate(table.paths):
         parent, _, name = path.rpartition(b"/")
         if parent and links:
-            parent = _inside(parent, links)
+            parent = inside(parent, links)
             path = parent + b"/" + name if parent else name
         paths.append(path)
         if marks[i] == Mark.PLAIN:
@@ -135,7 +135,7 @@ def _follow_symlinked_parents(table: Tree, marks: npt.NDArray[np.uint8]) -> Tree
     return replace(table, paths=Strings.of(paths))
 
 
-def _inside(path: bytes, links: dict[bytes, bytes]) -> bytes:
+def inside(path: bytes, links: dict[bytes, bytes]) -> bytes:
     """Where directory `path` leads when symlinks are followed and the root is the top: '..' stops there."""
     done: list[bytes] = []
     todo = path.split(b"/")[::-1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import Enum, IntEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from overlaykit._ext import whiteout
 from overlaykit.errors import InvalidLayer
-from overlaykit.tree.table import Flag, Kind, Mask, Strings, Tree
+from overlaykit.tree.table import Flag, Kind, Strings, Tree, Xattrs
 
 # image-spec layer.md, "Whiteouts"
 PREFIX = ".wh."
@@ -78,10 +79,52 @@ def read_oci_names(table: Tree) -> tuple[Tree, npt.NDArray[np.uint8]]:
     return replace(table, paths=Strings(arena[:size], start)), marks
 
 
-def is_overlay_whiteout(table: Tree) -> Mask:
-    """Which rows are overlayfs's whiteout device, char 0:0."""
-    return (table.kind == Kind.CHAR) & (table.rdev == 0)
+def read_overlay_marks(tree: Tree, prefix: str) -> Tree:
+    """`tree` of an overlay's upper or layer directory with the overlay's marks read: WHITEOUT kinds, OPAQUE flags.
+
+    Xattrs that begin with `prefix` are the overlay's own and go, but for the redirect and metacopy marks, which the overlay
+    itself must resolve; escaped ones (prefix + "overlay.") are a nested overlay's and lose one level. Follows the kernel's
+    overlayfs.rst, "whiteouts and opaque directories" and "Nesting overlayfs mounts".
+    """
+    sets: list[Xattrs] = []
+    opaque, whiteout, bare = (np.zeros(len(tree.xattr_sets) + 1, np.bool_) for _ in range(3))
+    for number, own in enumerate(tree.xattr_sets):
+        kept = own_to_inner(own, prefix)
+        opaque[number] = own.get(prefix + OPAQUE) == b"y"
+        whiteout[number] = prefix + WHITEOUT in own
+        for name in (prefix + REDIRECT, prefix + METACOPY):
+            if name in own:
+                kept[name] = own[name]
+        bare[number] = not kept
+        sets.append(kept)
+    # Index -1, a row without xattrs, finds the last element, which is False.
+    kind = np.where((tree.kind == Kind.CHAR) & (tree.rdev == 0), np.uint8(Kind.WHITEOUT), tree.kind)
+    kind[whiteout[tree.xattrs] & (tree.kind == Kind.FILE) & (tree.size == 0)] = Kind.WHITEOUT
+    flags = tree.flags | np.where(opaque[tree.xattrs] & (tree.kind == Kind.DIR), np.uint8(Flag.OPAQUE), np.uint8(0))
+    xattrs = np.where(bare[tree.xattrs], np.int32(-1), tree.xattrs)
+    gone = kind == Kind.WHITEOUT
+    columns: dict[str, npt.NDArray[Any]] = {"kind": kind, "flags": flags, "xattrs": xattrs}
+    if gone.any():
+        for name in ("mode", "uid", "gid", "mtime_ns"):
+            columns[name] = np.where(gone, 0, getattr(tree, name))
+        columns["hardlink"] = np.where(gone, -1, tree.hardlink)  # the kernel links all its whiteouts together
+        columns["xattrs"] = np.where(gone, -1, xattrs)
+    return replace(tree.with_columns(**columns), xattr_sets=tuple(sets))
 
 
-def is_opaque(table: Tree) -> Mask:
-    return (table.flags & Flag.OPAQUE) != 0
+def own_to_inner(xattrs: Xattrs, prefix: str) -> dict[str, bytes]:
+    """The xattrs that a mounted overlay shows of a file that has `xattrs` on disk: its own gone, escaped ones unescaped."""
+    shown = {}
+    for name, value in xattrs.items():
+        if name.startswith(prefix + ESCAPE):
+            shown[prefix + name[len(prefix + ESCAPE) :]] = value
+        elif not name.startswith(prefix):
+            shown[name] = value
+    return shown
+
+
+def inner_to_own(xattrs: Xattrs, prefix: str) -> dict[str, bytes]:
+    """The xattrs to put on disk so that a mounted overlay shows `xattrs`: what looks like the overlay's own is escaped."""
+    return {
+        prefix + ESCAPE + name[len(prefix) :] if name.startswith(prefix) else name: value for name, value in xattrs.items()
+    }
