@@ -20,7 +20,7 @@ from overlaykit.errors import InvalidLayer
 from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.merge import merge
 from overlaykit.tree.regular import inside, normal_target, regular
-from overlaykit.tree.table import Flag, Kind, Rows, StrPath, Strings, Tree
+from overlaykit.tree.table import Flag, Kind, Rows, Strings, StrPath, Tree
 from overlaykit.tree.tarball import (
     LINK,
     ROW,
@@ -137,7 +137,16 @@ class _Application:
         raw = rows.view(np.uint8).reshape(-1)
         while True:
             at, failed, fd = extract.create(
-                self.root_fd, window.buffer, raw, window.paths.arena, window.links.arena, skip, at, self.me, self.mine, self.umask
+                self.root_fd,
+                window.buffer,
+                raw,
+                window.paths.arena,
+                window.links.arena,
+                skip,
+                at,
+                self.me,
+                self.mine,
+                self.umask,
             )
             if fd >= 0:
                 self._follow(fd, window, len(rows) - 1)
@@ -156,7 +165,12 @@ class _Application:
         """Keep `fd`, the last file of the window, for the content that is still to come."""
         entry = window.rows[row]
         self.tail = _Tail(
-            fd, int(entry["size"]) - int(entry["here"]), int(entry["mode"]), int(entry["uid"]), int(entry["gid"]), int(entry["mtime_ns"])
+            fd,
+            int(entry["size"]) - int(entry["here"]),
+            int(entry["mode"]),
+            int(entry["uid"]),
+            int(entry["gid"]),
+            int(entry["mtime_ns"]),
         )
 
     def _make_room(self, path: bytes, *, is_dir: bool) -> bool:
@@ -209,7 +223,14 @@ class _Application:
             os.close(folder)
         pieces = sparse_map(window, row)
         tail = _SparseTail(
-            fd, int(entry["size"]), int(entry["mode"]), int(entry["uid"]), int(entry["gid"]), int(entry["mtime_ns"]), pieces, size
+            fd,
+            int(entry["size"]),
+            int(entry["mode"]),
+            int(entry["uid"]),
+            int(entry["gid"]),
+            int(entry["mtime_ns"]),
+            pieces,
+            size,
         )
         begin, here = int(entry["data"]), int(entry["here"])
         left = tail.feed(window.buffer[begin : begin + here], self)
@@ -236,9 +257,7 @@ class _Application:
         merged = merge([t for _, t in self.lowers])
         found = merged.find(target)
         if found < 0 or merged.kind[found] != Kind.FILE:
-            raise InvalidLayer(
-                f"{tree.path(row)!r}: a hard link to {os.fsdecode(target)!r}, which neither the layer nor one below has as a file"
-            )
+            raise InvalidLayer(f"{tree.path(row)!r}: a hard link to {os.fsdecode(target)!r}, a file that no layer has")
         directory, lower = self.lowers[int(merged.layer[found])]
         source_root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -330,7 +349,16 @@ class _Application:
             columns["uid"], columns["gid"] = np.full_like(tree.uid, self.me), np.full_like(tree.gid, self.mine)
         rows = np.flatnonzero(tree.kind == Kind.DIR)[:0:-1]  # the root last, by its descriptor
         done, failed = extract.attributes(
-            self.root_fd, tree.paths.arena, tree.paths.start, np.ascontiguousarray(rows), *columns.values(), self.me, self.mine
+            self.root_fd,
+            tree.paths.arena,
+            tree.paths.start,
+            np.ascontiguousarray(rows),
+            columns["mode"],
+            columns["uid"],
+            columns["gid"],
+            columns["mtime_ns"],
+            self.me,
+            self.mine,
         )
         if failed:
             raise OSError(failed, os.strerror(failed), tree.path(int(rows[done])))
@@ -339,7 +367,9 @@ class _Application:
         os.fchmod(self.root_fd, mode)
         os.utime(self.root_fd, ns=(mtime_ns, mtime_ns))
         if self.me != 0 and ((tree.uid != self.me) | (tree.gid != self.mine)).any():
-            self.losses.append(Loss("", f"owners: only root can set them; all files belong to {self.me}:{self.mine} on disk"))
+            self.losses.append(
+                Loss("", f"owners: only root can set them; all files belong to {self.me}:{self.mine} on disk")
+            )
 
 
 class _Tail:
@@ -377,7 +407,15 @@ class _SparseTail(_Tail):
     """The same with holes: `pieces` says where the content goes; None: it stands in front of the content."""
 
     def __init__(
-        self, fd: int, left: int, mode: int, uid: int, gid: int, mtime_ns: int, pieces: list[tuple[int, int]] | None, size: int
+        self,
+        fd: int,
+        left: int,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime_ns: int,
+        pieces: list[tuple[int, int]] | None,
+        size: int,
     ) -> None:
         super().__init__(fd, left, mode, uid, gid, mtime_ns)
         self.pieces = pieces

@@ -1,12 +1,13 @@
 """What a layer says: columnar trees. No OCI documents, no network."""
 
-from overlaykit.tree.diff import Change, changes, diff
+from overlaykit.tree.diff import Change, against, changes, diff
+from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.merge import merge, squash
 from overlaykit.tree.regular import regular
 from overlaykit.tree.scan import scan
-from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.table import Entry, Flag, Kind, Strings, Tree, concat, from_entries
 from overlaykit.tree.tarball import index_tar
+from overlaykit.tree.tarwrite import write_tar
 from overlaykit.tree.whiteout import WhiteoutFormat
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Strings",
     "Tree",
     "WhiteoutFormat",
+    "against",
     "changes",
     "concat",
     "diff",
@@ -28,4 +30,5 @@ __all__ = [
     "regular",
     "scan",
     "squash",
+    "write_tar",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from overlaykit.errors import InvalidLayer
 from overlaykit.tree.merge import merge_order
+from overlaykit.tree.regular import regular
 from overlaykit.tree.table import (
     IMPLIED_MODE,
     Flag,
@@ -22,8 +23,6 @@ from overlaykit.tree.table import (
     empty_columns,
     first_names,
 )
-
-CAPABILITY = "security.capability"
 
 
 def diff(lower: Tree, upper: Tree, *, same_content: Mask | None = None) -> Tree:
@@ -124,6 +123,58 @@ def _changeset(lower: Tree, upper: Tree, table: Tree, chosen: Rows, gone: Rows, 
     return picked.with_columns(**blank)
 
 
+def against(changeset: Tree, lower: Tree) -> Tree:
+    """`changeset` as a layer on top of the merged tree `lower` best says it; both do the same to `lower`.
+
+    Directories that nobody wrote get what `lower` says of them, since tools that unpack a layer alone would make them up.
+    Whiteouts of what `lower` does not have go. An opaque mark goes where `lower` has no such directory, and becomes explicit
+    whiteouts where no name under it comes back (image-spec layer.md, "Opaque Whiteout", prefers those). A root that is as
+    below says nothing.
+    """
+    found = np.array([lower.find(path) for path in changeset.paths], np.int64)
+    keep = ~((changeset.kind == Kind.WHITEOUT) & (found < 0))
+    columns = {n: getattr(changeset, n).copy() for n in ("flags", "mode", "uid", "gid", "mtime_ns")}
+    implied = np.flatnonzero(((changeset.flags & Flag.IMPLIED) != 0) & (found >= 0))
+    implied = implied[lower.kind[found[implied]] == Kind.DIR]
+    borrowed = np.zeros(len(changeset), np.bool_)
+    borrowed[implied] = True
+    for name in ("mode", "uid", "gid", "mtime_ns"):
+        columns[name][implied] = getattr(lower, name)[found[implied]]
+    columns["flags"][implied] &= ~np.uint8(Flag.IMPLIED)
+    extra: list[int] = []  # rows of lower to take away by name
+    for row in np.flatnonzero((changeset.flags & Flag.OPAQUE) != 0).tolist():
+        below = int(found[row])
+        children = list(lower.children(below)) if below >= 0 and lower.kind[below] == Kind.DIR else []
+        if any(changeset.find(lower.paths[c]) >= 0 for c in children):
+            continue  # a name that comes back must not be merged with what it was
+        columns["flags"][row] &= ~np.uint8(Flag.OPAQUE)
+        extra += children
+    if (
+        len(changeset)
+        and found[0] >= 0
+        and not differing(lower.take(found[:1]), changeset.take(np.array([0])), links=False)[0]
+    ):
+        columns["flags"][0] |= np.uint8(Flag.IMPLIED)
+    if borrowed[0]:
+        columns["flags"][0] |= np.uint8(Flag.IMPLIED)
+    kept = _borrow_xattrs(changeset.with_columns(**columns), lower, borrowed, found).take(keep)
+    gone = lower.take(np.array(extra, np.int64))
+    blank = empty_columns(len(gone))
+    blank["kind"][:] = Kind.WHITEOUT
+    return regular(concat([kept, gone.with_columns(**blank)], relabel=False))
+
+
+def _borrow_xattrs(changeset: Tree, lower: Tree, borrowed: Mask, found: Rows) -> Tree:
+    """`changeset` with the xattrs that `lower` has for the rows whose attributes are borrowed from there."""
+    rows = np.flatnonzero(borrowed)
+    rows = rows[lower.xattrs[found[rows]] >= 0]
+    if not len(rows):
+        return changeset
+    xattrs = changeset.xattrs.copy()
+    xattrs[rows] = lower.xattrs[found[rows]] + len(changeset.xattr_sets)
+    return replace(changeset.with_columns(xattrs=xattrs), xattr_sets=changeset.xattr_sets + lower.xattr_sets)
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One line of `docker diff`: kind A added, C changed, D deleted; the path begins with "/".
@@ -161,7 +212,7 @@ def changes(lower: Tree, changeset: Tree) -> Iterator[Change]:
     # A directory above something changed is changed too; children stand after parents, so go backwards.
     busy = np.zeros(len(changeset), np.bool_)
     for row, change in reversed(own):
-        if change is not None or row in extra and extra[row]:
+        if change is not None or extra.get(row):
             busy[row] = True
         if busy[row]:
             busy[changeset.parents[row]] = True

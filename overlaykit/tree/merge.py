@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from overlaykit._ext import treemerge, whiteout
 from overlaykit.errors import InvalidLayer
@@ -26,7 +28,7 @@ def squash(trees: Sequence[Tree]) -> Tree:
     return _resolve(trees, keep_whiteouts=True)
 
 
-def merge_order(trees: Sequence[Tree], paths: Strings) -> tuple[Rows, Rows]:
+def merge_order(trees: Sequence[Tree], paths: Strings) -> tuple[Rows, npt.NDArray[np.uint8]]:
     """The rows of all trees (whose paths are `paths`) in tree order, and where a path repeats the one before (uint8)."""
     n = len(paths)
     layer_start = np.zeros(len(trees) + 1, np.int64)
@@ -60,7 +62,7 @@ def _resolve(trees: Sequence[Tree], *, keep_whiteouts: bool) -> Tree:
     unwritten = attr < 0
     source = np.where(unwritten, row, attr)
     result = table.take(source)
-    columns = {"flags": flags, "layer": table.layer[row]}
+    columns: dict[str, npt.NDArray[Any]] = {"flags": flags, "layer": table.layer[row]}
     if unwritten.any():
         for name, value in (("mode", IMPLIED_MODE), ("uid", 0), ("gid", 0), ("mtime_ns", 0), ("xattrs", -1)):
             column = getattr(result, name).copy()
@@ -91,7 +93,9 @@ def _resolve_lower_links(result: Tree, trees: Sequence[Tree], *, must: bool) -> 
         j = lower.find(target)
         if j < 0 or lower.kind[j] == Kind.WHITEOUT or lower.flags[j] & Flag.LOWER_LINK:
             if must:
-                raise InvalidLayer(f"{result.path(i)!r}: a hard link to {target.decode(errors='replace')!r}, which no layer has")
+                raise InvalidLayer(
+                    f"{result.path(i)!r}: a hard link to {target.decode(errors='replace')!r}, which no layer has"
+                )
             continue
         if lower.kind[j] == Kind.DIR:
             raise InvalidLayer(f"{result.path(i)!r}: a hard link to a directory")

@@ -70,9 +70,7 @@ def _regular_rows(
         room = made
 
 
-def _pick(
-    table: Tree, row: Rows, paths: Strings, kind: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint8]
-) -> Tree:
+def _pick(table: Tree, row: Rows, paths: Strings, kind: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint8]) -> Tree:
     written = row >= 0
     columns = empty_columns(len(row))
     for name, column in columns.items():
@@ -196,5 +194,4 @@ def _resolve_links(tree: Tree) -> Tree:
 
 def normal_target(target: bytes) -> bytes:
     """The path in the table that a hard link's target names: relative, without '.' and doubled slashes."""
-    clean = posixpath.normpath(b"/" + target).lstrip(b"/")
-    return clean
+    return posixpath.normpath(b"/" + target).lstrip(b"/")

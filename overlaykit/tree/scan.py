@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overlaykit._ext import treescan
-from overlaykit.tree.table import Kind, StrPath, Strings, Tree, Xattrs, empty_columns
+from overlaykit.tree.table import Kind, Strings, StrPath, Tree, Xattrs, empty_columns
 from overlaykit.tree.whiteout import WhiteoutFormat, read_overlay_marks
 
 # As ext/treescan.pyx packs a row.
@@ -21,7 +21,14 @@ ROW = np.dtype(
 )
 # st_mode's type, shifted down by 12, to Kind
 KINDS = np.full(16, Kind.FILE, np.uint8)
-for _type, _kind in ((1, Kind.FIFO), (2, Kind.CHAR), (4, Kind.DIR), (6, Kind.BLOCK), (10, Kind.SYMLINK), (12, Kind.SOCKET)):
+for _type, _kind in (
+    (1, Kind.FIFO),
+    (2, Kind.CHAR),
+    (4, Kind.DIR),
+    (6, Kind.BLOCK),
+    (10, Kind.SYMLINK),
+    (12, Kind.SOCKET),
+):
     KINDS[_type] = _kind
 
 
@@ -102,5 +109,3 @@ def _unpack(block: bytes) -> Iterator[tuple[str, bytes]]:
         size = int.from_bytes(block[nul + 1 : nul + 5], "little")
         yield os.fsdecode(block[at:nul]), block[nul + 5 : nul + 5 + size]
         at = nul + 5 + size
-
-

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class Strings:
 
     def __iter__(self) -> Iterator[bytes]:
         data, start = self.arena.tobytes(), self.start.tolist()
-        return (data[a:b] for a, b in zip(start, start[1:], strict=False))
+        return (data[a:b] for a, b in pairwise(start))
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -234,14 +235,14 @@ class Tree:
 
     def take(self, rows: Rows | Mask) -> Tree:
         """The tree of `rows` (numbers in tree order, or a mask). It is regular if the rows are: parents must be kept."""
-        if rows.dtype == np.bool_:
-            rows = np.flatnonzero(rows)
-        columns = {name: getattr(self, name)[rows] for name in COLUMNS}
-        return Tree(self.paths.take(rows), **columns, links=self.links, xattr_sets=self.xattr_sets)
+        numbers: Rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64, copy=False)
+        columns = {name: getattr(self, name)[numbers] for name in COLUMNS}
+        return Tree(self.paths.take(numbers), **columns, links=self.links, xattr_sets=self.xattr_sets)
 
     def with_columns(self, **columns: npt.NDArray[Any]) -> Tree:
         """The same tree with some columns replaced (arrays of n; cast to the column's type)."""
-        return replace(self, **{k: np.ascontiguousarray(v, COLUMNS[k]) for k, v in columns.items()})
+        cast: dict[str, Any] = {k: np.ascontiguousarray(v, COLUMNS[k]) for k, v in columns.items()}
+        return replace(self, **cast)
 
     # --- comparing ----------------------------------------------------------------------------------------------
 
@@ -286,7 +287,8 @@ class Tree:
                 raise InvalidLayer(f"{folder / name}.npy: {e}") from e
             if found.dtype != dtype or found.ndim != 1:
                 raise InvalidLayer(f"{folder / name}.npy: {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}[n]")
-            return found.view(np.ndarray)
+            plain: npt.NDArray[Any] = found.view(np.ndarray)
+            return plain
 
         def strings(name: str) -> Strings:
             found = Strings(column(name, np.uint8), column(f"{name}_start", np.int64))

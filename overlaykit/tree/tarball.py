@@ -6,7 +6,7 @@ import base64
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -128,7 +128,13 @@ class TarReader:
         status, used = tarindex.parse(buffer, have, self._defaults, self.limit, rows, paths, links, state)
         made = int(state[3])
         table = rows[: made * ROW.itemsize].view(ROW)
-        window = Window(table, _strings(paths, table["path_end"]), _strings(links, table["link_end"]), memoryview(buffer), int(state[4]))
+        window = Window(
+            table,
+            _strings(paths, table["path_end"]),
+            _strings(links, table["link_end"]),
+            memoryview(buffer),
+            int(state[4]),
+        )
         return window, used, status
 
     def _check_end(self, have: int, state: npt.NDArray[np.int64]) -> None:
@@ -239,7 +245,7 @@ class TableBuilder:
         )
 
 
-def index_tar(stream: BinaryIO | Readable, *, strict: bool = False) -> Tree:
+def index_tar(stream: Readable, *, strict: bool = False) -> Tree:
     """The Tree that an uncompressed OCI layer tar says: a changeset, .wh. names read as whiteouts, rows in tree order.
 
     strict: a path that stands twice is an error, as image-spec layer.md has it; else the later counts. `offset` says where
@@ -256,7 +262,7 @@ def index_tar(stream: BinaryIO | Readable, *, strict: bool = False) -> Tree:
 
 
 def sparse_rows(window: Window) -> list[int]:
-    return np.flatnonzero(window.rows["flags"] & (SPARSE_OLD | SPARSE_PAX)).tolist()  # type: ignore[no-any-return]
+    return np.flatnonzero(window.rows["flags"] & (SPARSE_OLD | SPARSE_PAX)).tolist()
 
 
 def sparse_size(window: Window, row: int) -> int:
@@ -279,17 +285,17 @@ def sparse_map(window: Window, row: int) -> list[tuple[int, int]] | None:
         for at in range(BLOCK, len(blocks), BLOCK):
             fields += [blocks[at + 24 * i : at + 24 * (i + 1)] for i in range(21)]
         return _checked([(_number(f[:12]), _number(f[12:])) for f in fields if f.strip(b"\0")])
-    begin, end = int(window.rows["records"][row]), int(window.rows["records_end"][row])
-    data = bytes(window.buffer[begin:end])
-    records = parse_records(data)
+    records_at, records_end = int(window.rows["records"][row]), int(window.rows["records_end"][row])
+    packed = bytes(window.buffer[records_at:records_end])
+    records = parse_records(packed)
     if records.get("GNU.sparse.major") == b"1":
         return None
     if "GNU.sparse.map" in records:
         numbers = [_digits(n) for n in records["GNU.sparse.map"].split(b",") if n]
         return _checked(list(zip(numbers[::2], numbers[1::2], strict=False)))
     # 0.0 repeats two keys, so that a dictionary of records keeps only the last pair.
-    offsets = [_digits(r.partition(b"=")[2]) for r in _repeated(data, b"GNU.sparse.offset=")]
-    sizes = [_digits(r.partition(b"=")[2]) for r in _repeated(data, b"GNU.sparse.numbytes=")]
+    offsets = [_digits(r.partition(b"=")[2]) for r in _repeated(packed, b"GNU.sparse.offset=")]
+    sizes = [_digits(r.partition(b"=")[2]) for r in _repeated(packed, b"GNU.sparse.numbytes=")]
     return _checked(list(zip(offsets, sizes, strict=False)))
 
 
