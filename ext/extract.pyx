@@ -274,6 +274,19 @@ def finish(int fd, uint32_t mode, uint32_t uid, uint32_t gid, int64_t mtime_ns, 
     return -status
 
 
+cdef int set_directory(
+    int parent, const char* name, uint32_t mode, uint32_t uid, uint32_t gid, int64_t mtime_ns, uint32_t me, uint32_t mine
+) noexcept nogil:
+    """0 or -errno."""
+    cdef timespec times[2]
+    times_of(mtime_ns, times)
+    if (uid != me or gid != mine) and fchownat(parent, name, uid, gid, AT_SYMLINK_NOFOLLOW) != 0:
+        return -errno
+    if fchmodat(parent, name, mode, 0) != 0 or utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW) != 0:
+        return -errno
+    return 0
+
+
 def attributes(
     int root_fd, const uint8_t[::1] arena, const int64_t[::1] start, const int64_t[::1] rows,
     const uint32_t[::1] mode, const uint32_t[::1] uid, const uint32_t[::1] gid, const int64_t[::1] mtime_ns,
@@ -289,7 +302,6 @@ def attributes(
     """
     cdef int64_t n = start.shape[0] - 1, r = rows.shape[0], i = 0, row
     cdef char name[NAME]
-    cdef timespec times[2]
     cdef Way way
     cdef int status = 0, parent
     if n < 0 or mode.shape[0] != n or uid.shape[0] != n or gid.shape[0] != n or mtime_ns.shape[0] != n:
@@ -309,13 +321,11 @@ def attributes(
             if parent < 0:
                 status = parent
                 break
-            times_of(mtime_ns[row], times)
-            if (
-                ((uid[row] != me or gid[row] != mine) and fchownat(parent, name, uid[row], gid[row], AT_SYMLINK_NOFOLLOW) != 0)
-                or fchmodat(parent, name, mode[row], 0) != 0
-                or utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW) != 0
-            ):
-                status = -errno
+            status = set_directory(parent, name, mode[row], uid[row], gid[row], mtime_ns[row], me, mine)
+            if status == -ENOENT and mkdirat(parent, name, 0o700) == 0:
+                # Nobody wrote it, and nothing was made in it: what it holds are marks.
+                status = set_directory(parent, name, mode[row], uid[row], gid[row], mtime_ns[row], me, mine)
+            if status < 0:
                 break
             i += 1
         leave(&way, 0)

@@ -26,19 +26,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if peers.IN_
 A_DAY = 24 * 3600  # seconds that an unpacked Debian stays good
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup` all tests of one daemon run in one worker: one dockerd, not one each."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if {"docker", "podman"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("daemons"))
-
-
 @pytest.fixture(scope="session")
 def docker() -> Iterator[peers.Docker]:
-    """A real dockerd for the whole session. Tests name their images and containers so that none meets another's."""
+    """A real dockerd for the whole session (with `-n 2`: one a worker). Tests use names that meet no other's."""
     with peers.docker_daemon() as daemon:
         yield daemon
 

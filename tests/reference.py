@@ -91,7 +91,7 @@ def regular(table: Iterable[Entry]) -> Layer:
         if path in out and out[path].kind == Kind.DIR:  # gone and there again: replaced by a directory of its own
             out[path] = replace(out[path], flags=(out[path].flags | Flag.OPAQUE) & ~Flag.IMPLIED)
     for path in sorted(whiteouts - set(out), key=tree_key):
-        if any(up in whiteouts or up in out and out[up].kind != Kind.DIR for up in ancestors(path)):
+        if any(up in whiteouts or (up in out and out[up].kind != Kind.DIR) for up in ancestors(path)):
             continue
         for up in reversed([*ancestors(path)]):
             out.setdefault(up, replace(IMPLIED, path=up))

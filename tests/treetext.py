@@ -9,8 +9,8 @@
     /gone whiteout
 
 PATH KIND [MODE] [SIZE or MAJOR:MINOR], then what is not as usual (owner 0:0, mtime 0, no xattrs); a symlink's target
-comes last. Mode may be left out when it is 755 of a directory, 644 of a file, 777 of a symlink. Bytes that do not print,
-spaces and backslashes are written \\xNN. `listing` gives a real directory in the same form, with each content's SHA-256.
+comes last. Mode may be left out when it is 755 of a directory, 644 of a file, 777 of a symlink. What does not print,
+spaces and backslashes are bytes written \\xNN. `listing` gives a real directory in this form, with SHA-256 digests.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from overlaykit.tree import Entry, Flag, Kind, Tree, from_entries, regular
 
@@ -178,19 +179,24 @@ def nanoseconds(value: str) -> int:
 
 
 def listing(
-    directory: StrPath, *, without_xattrs: Collection[str] = (), seconds: bool = False, skip: Collection[str] = ()
+    directory: StrPath,
+    *,
+    fs: Any = os,
+    without_xattrs: Collection[str] = (),
+    seconds: bool = False,
+    skip: Collection[str] = (),
 ) -> dict[str, str]:
     """Each path's line for everything in `directory`, with mode, owner, mtime, xattrs, hard links, devices and SHA-256.
 
-    Nothing of overlaykit takes part: this is what overlaykit's trees are compared with. seconds: times cut to seconds.
-    without_xattrs: prefixes of xattrs to leave out. skip: paths to leave out with all below, as "/proc".
+    Nothing of overlaykit takes part: this is what its trees are compared with. fs: what has the functions of os, an
+    Overlay for one, to see the tree as programs find it there. seconds: times cut to seconds. without_xattrs: prefixes
+    of xattrs to leave out. skip: paths to leave out with all below, as "/proc".
     """
     lines: dict[str, str] = {}
     first_names: dict[tuple[int, int], str] = {}
-    for path, full in walk(os.fspath(directory), ""):
-        if f"/{path}" in skip or any(f"/{path}".startswith(f"{out}/") for out in skip):
-            continue
-        info = os.lstat(full)
+    top = os.fspath(directory)
+    for path, info in walk(fs, top, "", skip):
+        full = os.path.join(top, path)
         kind = KINDS[stat.S_IFMT(info.st_mode)]
         entry = Entry(
             path,
@@ -201,36 +207,44 @@ def listing(
             size=info.st_size if kind == Kind.FILE else 0,
             mtime_ns=info.st_mtime_ns // 10**9 * 10**9 if seconds else info.st_mtime_ns,
             rdev=info.st_rdev if kind in DEVICES else 0,
-            link=os.readlink(full) if kind == Kind.SYMLINK else None,
+            link=fs.readlink(full) if kind == Kind.SYMLINK else None,
             xattrs={
-                name: os.getxattr(full, name, follow_symlinks=False)
-                for name in os.listxattr(full, follow_symlinks=False)
+                name: fs.getxattr(full, name, follow_symlinks=False)
+                for name in fs.listxattr(full, follow_symlinks=False)
                 if not name.startswith(tuple(without_xattrs))
             },
         )
         first = path
         if kind != Kind.DIR and info.st_nlink > 1:
             first = first_names.setdefault((info.st_dev, info.st_ino), path)
-        extra = [f"sha256={content_digest(full)}"] if entry.size else []
+        extra = [f"sha256={content_digest(fs, full)}"] if entry.size else []
         lines[f"/{path}"] = line(entry, first, *extra)
     return lines
 
 
-def walk(full: str, path: str) -> Iterator[tuple[str, str]]:
-    """(path inside, path on the host) of a directory and all below, names in order of their bytes."""
-    yield path, full
-    with os.scandir(full) as found:
-        entries = sorted(found, key=lambda e: os.fsencode(e.name))
-    for entry in entries:
-        inside = f"{path}/{entry.name}" if path else entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(entry.path, inside)
-        else:
-            yield inside, entry.path
+def below_root(lines: dict[str, str]) -> dict[str, str]:
+    """`lines` without the root itself.
+
+    Its attributes are those of the highest layer that wrote them (image-spec), and umoci has it so. Docker unpacks through
+    a temporary folder in the root, which changes its time; podman's roots have mode 555, whatever the layers say.
+    """
+    return {path: line for path, line in lines.items() if path != "/"}
 
 
-def content_digest(path: str) -> str:
-    with open(path, "rb") as file:
+def walk(fs: Any, top: str, path: str, skip: Collection[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """(path, lstat) of a directory and all below, paths relative to `top`, names in order of their bytes."""
+    full = os.path.join(top, path)
+    info = fs.lstat(full)
+    yield path, info
+    if stat.S_ISDIR(info.st_mode):
+        for name in sorted(fs.listdir(full), key=os.fsencode):
+            inside = f"{path}/{name}" if path else name
+            if f"/{inside}" not in skip:
+                yield from walk(fs, top, inside, skip)
+
+
+def content_digest(fs: Any, path: str) -> str:
+    with (open if fs is os else fs.open)(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,8 +51,9 @@ def apply_layer(
 
     The stream is read to its end, so a verifying one has seen every byte when this returns. lowers: the layers below,
     bottom first, as (directory, Tree): they lend their attributes to directories that this layer implies, and the files
-    that its hard links name. What the file system or the user's rights cannot keep is appended to `losses`; the Tree has it
-    all the same. Without root that is owners and devices.
+    that its hard links name. whiteouts: how whiteouts and opaque marks are made; NONE makes neither, nor hard links to
+    files of lower layers: they are in the Tree alone. What the file system or the user's rights cannot keep is appended to
+    `losses`; the Tree has it all the same. Without root that is owners and devices.
 
     Raises InvalidLayer or UnsafePath for a tar that breaks the format, OSError for what the file system refuses. Whatever
     happens, nothing outside `directory` is made or changed; after an error the caller throws the directory away.
@@ -96,7 +98,9 @@ class _Application:
         tree = tree.with_columns(layer=np.zeros(len(tree)))
         tree = self._make_links(tree, link_rows)
         tree = self._without_false_whiteouts(tree)
-        self._make_whiteouts(tree)
+        if self.whiteouts is not WhiteoutFormat.NONE:
+            self._make_whiteouts(tree)
+        self._make_implied(tree)
         self._set_xattrs(tree)
         self._set_directories(tree)
         return tree
@@ -248,7 +252,7 @@ class _Application:
         targets = [first[int(tree.hardlink[r])] for r in inner]
         self._nodes(tree, np.array(inner, np.int64), np.array(targets, np.int64))
         for row in rows.tolist():
-            if tree.flags[row] & Flag.LOWER_LINK:
+            if tree.flags[row] & Flag.LOWER_LINK and self.whiteouts is not WhiteoutFormat.NONE:
                 tree = self._copy_lower(tree, row)
         return tree
 
@@ -304,6 +308,36 @@ class _Application:
             rows = rows[np.cumsum(covered)[rows] == 0]
         self._nodes(tree, rows, np.full(len(rows), -1, np.int64))
 
+    def _make_implied(self, tree: Tree) -> None:
+        """Directories of which the tar has no more than marks in them: nothing has made these yet."""
+        rows = np.flatnonzero((tree.flags & (Flag.IMPLIED | Flag.OPAQUE)) != 0)
+        self._attributes(tree, rows[rows > 0], {**self._own(tree), "mode": np.full_like(tree.mode, 0o700)})
+
+    def _own(self, tree: Tree) -> dict[str, npt.NDArray[Any]]:
+        """Columns for `extract.attributes` that change no owner."""
+        return {
+            "mode": tree.mode,
+            "uid": np.full_like(tree.uid, self.me),
+            "gid": np.full_like(tree.gid, self.mine),
+            "mtime_ns": tree.mtime_ns,
+        }
+
+    def _attributes(self, tree: Tree, rows: Rows, columns: dict[str, npt.NDArray[Any]]) -> None:
+        done, failed = extract.attributes(
+            self.root_fd,
+            tree.paths.arena,
+            tree.paths.start,
+            rows,
+            columns["mode"],
+            columns["uid"],
+            columns["gid"],
+            columns["mtime_ns"],
+            self.me,
+            self.mine,
+        )
+        if failed:
+            raise OSError(failed, os.strerror(failed), tree.path(int(rows[done])))
+
     def _nodes(self, tree: Tree, rows: Rows, targets: Rows) -> None:
         done, failed = extract.nodes(self.root_fd, tree.paths.arena, tree.paths.start, rows, targets)
         if failed:
@@ -311,11 +345,12 @@ class _Application:
 
     def _set_xattrs(self, tree: Tree) -> None:
         marked = np.flatnonzero((tree.xattrs >= 0) | ((tree.flags & Flag.OPAQUE) != 0))
-        prefix = "" if self.whiteouts in (WhiteoutFormat.NONE, WhiteoutFormat.OCI) else self.whiteouts.xattr_prefix
+        marks = self.whiteouts in (WhiteoutFormat.OVERLAY, WhiteoutFormat.USERXATTR)
+        prefix = self.whiteouts.xattr_prefix if marks else ""
         for row in marked.tolist():
             entry = tree.entry(row)
             values = inner_to_own(entry.xattrs, prefix) if prefix else dict(entry.xattrs)
-            if entry.flags & Flag.OPAQUE:
+            if marks and entry.flags & Flag.OPAQUE:
                 values[prefix + OPAQUE] = b"y"
             parent, _, name = tree.paths[row].rpartition(b"/")
             fd = _open_directory(self.root_fd, parent)
@@ -346,22 +381,9 @@ class _Application:
                     for name, column in columns.items():
                         column[row] = getattr(merged, name)[lower]
         if self.me != 0:
-            columns["uid"], columns["gid"] = np.full_like(tree.uid, self.me), np.full_like(tree.gid, self.mine)
+            columns |= {name: column for name, column in self._own(tree).items() if name in ("uid", "gid")}
         rows = np.flatnonzero(tree.kind == Kind.DIR)[:0:-1]  # the root last, by its descriptor
-        done, failed = extract.attributes(
-            self.root_fd,
-            tree.paths.arena,
-            tree.paths.start,
-            np.ascontiguousarray(rows),
-            columns["mode"],
-            columns["uid"],
-            columns["gid"],
-            columns["mtime_ns"],
-            self.me,
-            self.mine,
-        )
-        if failed:
-            raise OSError(failed, os.strerror(failed), tree.path(int(rows[done])))
+        self._attributes(tree, np.ascontiguousarray(rows), columns)
         mode, uid, gid, mtime_ns = (int(c[0]) for c in columns.values())
         os.fchown(self.root_fd, uid, gid)
         os.fchmod(self.root_fd, mode)

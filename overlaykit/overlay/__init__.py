@@ -1,0 +1,21 @@
+"""What a stack does: lower, upper, work, merged."""
+
+from overlaykit.overlay.entries import DirEntry
+from overlaykit.overlay.mount import Mount, bind_mount, mount, mount_fuse, overlay_mount, unmount
+from overlaykit.overlay.probe import Features, probe
+from overlaykit.overlay.view import View
+from overlaykit.overlay.writable import Overlay
+
+__all__ = [
+    "DirEntry",
+    "Features",
+    "Mount",
+    "Overlay",
+    "View",
+    "bind_mount",
+    "mount",
+    "mount_fuse",
+    "overlay_mount",
+    "probe",
+    "unmount",
+]

@@ -1,0 +1,84 @@
+"""The work directory: one writer per upper, and nothing left over from the one before.
+
+Its layout is the kernel's: temporaries in work/work, so that an overlay mount clears ours and we clear its.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from overlaykit.errors import InUse, Unsupported
+from overlaykit.overlay.markers import place
+from overlaykit.overlay.nodes import Handle
+from overlaykit.tree.table import StrPath
+from overlaykit.tree.whiteout import WhiteoutFormat
+
+VOLATILE = "incompat/volatile"  # overlayfs.rst, "Volatile mount": an upper that may have lost writes
+
+
+def open_work(upper: StrPath, work: StrPath, *, volatile: bool) -> tuple[Handle, Handle, Handle]:
+    """Directory handles of upper, of work/work, and the lock that goes with the last reference to it.
+
+    InUse if somebody else writes to this upper; Unsupported if the two directories do not fit together.
+    """
+    flags = os.O_DIRECTORY | os.O_CLOEXEC
+    upper_handle = Handle(os.open(upper, flags | os.O_PATH))
+    lock = Handle(os.open(work, flags | os.O_RDONLY))
+    a, b = Path(upper).resolve(), Path(work).resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise Unsupported(f"upper {upper} and work {work}: one must not be in the other")
+    if os.fstat(upper_handle.fd).st_dev != os.fstat(lock.fd).st_dev:
+        raise Unsupported(
+            f"upper {upper} and work {work} are on different file systems",
+            hint="choose a work directory beside upper: what is made there is renamed into it",
+        )
+    try:
+        fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise InUse(f"upper {upper} has a writer: {work} is locked", hint="close the other overlay first") from e
+    try:
+        os.mkdir("work", 0o700, dir_fd=lock.fd)
+    except FileExistsError:
+        if stat.S_IMODE(os.stat("work", dir_fd=lock.fd, follow_symlinks=False).st_mode) & 0o700 != 0o700:
+            # the kernel makes it without any rights, which only root gets past
+            os.chmod(place(lock.fd, "work"), 0o700)
+    inner = Handle(os.open("work", flags | os.O_NOFOLLOW | os.O_RDONLY, dir_fd=lock.fd))
+    if os.path.lexists(place(inner.fd, VOLATILE)):
+        raise Unsupported(
+            f"{work}: upper was last used as a volatile overlay and may have lost writes",
+            hint=f"if you trust {upper}, remove {work}/work/{VOLATILE}",
+        )
+    clear(inner)
+    if volatile:
+        os.makedirs(place(inner.fd, VOLATILE), 0o700)
+    return upper_handle, inner, lock
+
+
+def clear(inner: Handle) -> None:
+    """Remove what an overlay that was killed left behind."""
+    for name in os.listdir(inner.fd):
+        try:
+            os.unlink(name, dir_fd=inner.fd)
+        except (IsADirectoryError, PermissionError):
+            shutil.rmtree(name, dir_fd=inner.fd)
+
+
+def probe_format(inner: Handle) -> WhiteoutFormat:
+    """OVERLAY if the process may write trusted xattrs here, else USERXATTR."""
+    name = "#probe"
+    os.mkdir(name, 0o700, dir_fd=inner.fd)
+    try:
+        os.setxattr(place(inner.fd, name), "trusted.overlay.opaque", b"n")
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+            raise
+        return WhiteoutFormat.USERXATTR
+    else:
+        return WhiteoutFormat.OVERLAY
+    finally:
+        os.rmdir(name, dir_fd=inner.fd)

@@ -1,0 +1,357 @@
+"""Overlay: a View that can be written to. Every change goes to upper; the lowers stay as they are.
+
+Errors are those of a kernel mount of the same directories, number by number. Names that upper alone knows are changed
+with one system call, the one that the same change would cost in any directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable, Sequence
+from os import open as os_open
+from os import unlink as os_unlink
+from typing import TypeVar
+
+from overlaykit.errors import Unsupported
+from overlaykit.overlay import rename as renaming
+from overlaykit.overlay.attributes import Attributes
+from overlaykit.overlay.copyup import Upper
+from overlaykit.overlay.markers import WHITEOUT_DEV, Markers, is_whiteout_device
+from overlaykit.overlay.mount import Mount, overlay_mount
+from overlaykit.overlay.nodes import UPPER, Found, Node
+from overlaykit.overlay.osnames import DOTS
+from overlaykit.overlay.resolve import AnyPath, Last, Place, names_path
+from overlaykit.overlay.stack import Stack, fail
+from overlaykit.overlay.view import WRITES, open_layers
+from overlaykit.overlay.workdir import open_work, probe_format
+from overlaykit.tree.table import StrPath, Tree
+from overlaykit.tree.whiteout import WhiteoutFormat
+
+R = TypeVar("R")
+
+NEW_FILE = os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+CREATE = os.O_CREAT
+NEW_OR_NOT = CREATE | os.O_PATH | os.O_DIRECTORY | os.O_TMPFILE  # of these, a plain new file has CREATE alone
+
+
+class Overlay(Attributes):
+    """The merged tree of `lowers` (bottom first) and `upper`, which takes every change.
+
+    upper, work   directories on one file system; work is locked: InUse for a second writer
+    userxattr     marks in user.overlay.* (True), trusted.overlay.* (False), or as the process may (None)
+    redirect_dir  directories that a lower has may be renamed; else that is EXDEV
+    metacopy      changing only attributes of a lower file copies no data
+    volatile      nothing is synced; an upper that was so used is refused afterwards
+    trees, data   as in View
+
+    Any number of threads may use one Overlay.
+    """
+
+    def __init__(
+        self,
+        lowers: Sequence[StrPath],
+        upper: StrPath,
+        work: StrPath,
+        *,
+        userxattr: bool | None = None,
+        redirect_dir: bool = False,
+        metacopy: bool = False,
+        index: bool = False,
+        volatile: bool = False,
+        trees: Sequence[Tree] | None = None,
+        data: Sequence[StrPath] = (),
+    ) -> None:
+        if index:
+            raise Unsupported("index=on is not implemented: hard links of lower files break when one is written to")
+        if not lowers:
+            raise ValueError("an overlay needs at least one lower directory")
+        upper_handle, inner, lock = open_work(upper, work, volatile=volatile)
+        if userxattr is None:
+            form = probe_format(inner)
+        else:
+            form = WhiteoutFormat.USERXATTR if userxattr else WhiteoutFormat.OVERLAY
+        if form is WhiteoutFormat.USERXATTR and (redirect_dir or metacopy):
+            raise Unsupported("redirect_dir and metacopy need trusted xattrs", hint="the kernel refuses them as well")
+        markers = Markers(form)
+        stack = Stack(
+            open_layers(lowers, trees, markers), markers, upper=upper_handle, data=open_layers(data, None, markers)
+        )
+        self._setup(stack)
+        self._lock = threading.Lock()
+        self._work_lock = lock
+        self._upper: Upper = Upper(stack, inner, metacopy=metacopy, sync=not volatile)
+        self._privileged = os.geteuid() == 0
+        self.redirect_dir = redirect_dir or metacopy  # the kernel couples them too: a metacopy that moves needs one
+        self._directories = (
+            [os.path.abspath(lower) for lower in lowers], os.path.abspath(upper), os.path.abspath(work),
+            [os.path.abspath(layer) for layer in data],
+        )  # fmt: skip
+        self._options = {"metacopy": metacopy, "volatile": volatile}
+
+    def close(self) -> None:
+        """Let go of all directories and of the lock on work. Closing twice is no error."""
+        with self._lock:
+            if not self._closed:
+                super().close()
+                del self._work_lock, self._upper
+
+    def mount_spec(self, target: StrPath = "") -> Mount:
+        """The mount that shows the kernel's view of the same directories."""
+        lowers, upper, work, data = self._directories
+        return overlay_mount(
+            lowers, upper, work, target, data=data, userxattr=self._markers.form is WhiteoutFormat.USERXATTR,
+            redirect_dir=self.redirect_dir, **self._options,
+        )  # fmt: skip
+
+    # --- rights ---------------------------------------------------------------------------------------------------
+    #
+    # What upper has, the file system guards itself. A directory that only a lower has would be copied up before anyone
+    # asked, so for it the question comes first.
+
+    def _may_change(self, node: Node) -> None:
+        """EACCES unless the caller may make and remove names in `node`."""
+        if self._privileged or node.upper_fd >= 0 or not node.lowers:
+            return
+        handle = self._stack.lower(node, node.lowers[0][0])
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=handle.fd, effective_ids=True):
+            raise fail(errno.EACCES)
+
+    def _may_remove(self, place: Place) -> None:
+        """EACCES or EPERM unless the caller may take the name at `place` away."""
+        if self._privileged or place.found is None:
+            return
+        self._may_change(place.node)
+        st = self._stack.find_self(place.node).st
+        if st.st_mode & stat.S_ISVTX and os.geteuid() not in (st.st_uid, place.found.st.st_uid):
+            raise fail(errno.EPERM)
+
+    def _accepts_writes(self, found: Found) -> bool:
+        return True
+
+    # --- making names ---------------------------------------------------------------------------------------------
+
+    def _make(self, path: AnyPath, create: Callable[[int, str], R], *, directory: bool = False) -> R:
+        with self._lock:
+            place = self._walk(path, parent=True)
+            if place.last is not Last.NAME or place.found is not None:
+                raise fail(errno.EEXIST)
+            if place.slash and not directory:
+                raise fail(errno.ENOENT)
+            if place.node.dead:
+                raise fail(errno.ENOENT)
+            self._may_change(place.node)
+            return self._upper.make(place.node, place.name, create, directory=directory)
+
+    @names_path
+    def mkdir(self, path: AnyPath, mode: int = 0o777) -> None:
+        """os.mkdir."""
+        self._make(path, lambda fd, name: os.mkdir(name, mode, dir_fd=fd), directory=True)
+
+    @names_path
+    def mknod(self, path: AnyPath, mode: int = 0o600, device: int = 0) -> None:
+        """os.mknod. A character device 0:0 would be a whiteout: EPERM."""
+        if stat.S_ISCHR(mode) and device == WHITEOUT_DEV:
+            self._make(path, self._refuse)
+        self._make(path, lambda fd, name: os.mknod(name, mode, device, dir_fd=fd))
+
+    @staticmethod
+    def _refuse(fd: int, name: str) -> None:
+        raise fail(errno.EPERM)
+
+    @names_path
+    def mkfifo(self, path: AnyPath, mode: int = 0o666) -> None:
+        """os.mkfifo."""
+        self._make(path, lambda fd, name: os.mkfifo(name, mode, dir_fd=fd))
+
+    def symlink(self, src: AnyPath, dst: AnyPath, target_is_directory: bool = False) -> None:
+        """os.symlink: `dst` points to `src`, whatever that is."""
+        target = os.fsdecode(src)
+        try:
+            self._make(dst, lambda fd, name: os.symlink(target, name, dir_fd=fd))
+        except OSError as e:
+            e.filename, e.filename2 = os.fspath(src), os.fspath(dst)
+            raise
+
+    def link(self, src: AnyPath, dst: AnyPath, *, follow_symlinks: bool = False) -> None:
+        """os.link: `dst` is another name of `src`, which is copied up. A symlink is linked itself, as by link(2)."""
+        try:
+            with self._lock:
+                old = self._reach(src, follow=follow_symlinks)
+                new = self._walk(dst, parent=True)
+                if new.last is not Last.NAME or new.found is not None:
+                    raise fail(errno.EEXIST)
+                if new.slash or new.node.dead:
+                    raise fail(errno.ENOENT)
+                self._may_change(new.node)
+                if old.is_dir:
+                    raise fail(errno.EPERM)
+                handle, base = self._lift(old, attributes=True)
+                renaming.set_data_redirect(self, old, samedir=False)
+                self._upper.make(
+                    new.node, new.name,
+                    lambda fd, name: os.link(base, name, src_dir_fd=handle.fd, dst_dir_fd=fd, follow_symlinks=False),
+                )  # fmt: skip
+        except OSError as e:
+            e.filename, e.filename2 = os.fspath(src), os.fspath(dst)
+            raise
+
+    # --- opening --------------------------------------------------------------------------------------------------
+
+    def open_fd(self, path: AnyPath, flags: int, mode: int = 0o777) -> int:
+        """os.open: a descriptor of the real file. Opening for writing copies up first; with O_TRUNC, no data.
+
+        One that was opened read-only before a copy-up goes on reading the lower file, as on kernels before 4.19.
+        """
+        if flags & NEW_OR_NOT == CREATE and type(path) is str:
+            head, _, name = path.rpartition("/")
+            node = self._known.get(head)
+            # A name no lower has: make it. If upper has it, or anything else is odd, take the long way.
+            if node is not None and (names := node.names) is not None and name not in names and name not in DOTS:
+                with self._lock:
+                    if node.upper_fd >= 0 and not node.dead:
+                        try:
+                            return os_open(name, flags | NEW_FILE, mode, dir_fd=node.upper_fd)
+                        except OSError:
+                            pass
+        return self._open(path, flags, mode)
+
+    def _create(self, place: Place, flags: int, mode: int) -> int:
+        with self._lock:
+            found = self._stack.find(place.node, place.name)
+            if found is None:
+                if place.node.dead:
+                    raise fail(errno.ENOENT)
+                self._may_change(place.node)
+                return self._upper.make(
+                    place.node, place.name, lambda fd, name: os.open(name, flags | NEW_FILE, mode, dir_fd=fd)
+                )
+        if flags & os.O_EXCL:
+            raise fail(errno.EEXIST)
+        return self._open_found(place._replace(found=found), flags & ~os.O_CREAT)
+
+    def _create_unnamed(self, place: Place, flags: int, mode: int) -> int:
+        node = self._resolver.directory(place) if place.is_dir else place.node
+        if not place.is_dir:
+            raise fail(errno.ENOTDIR)
+        with self._lock:
+            self._may_change(node)
+            self._upper.copy_up_dir(node)
+            return os.open(".", flags, mode, dir_fd=node.upper_fd)
+
+    def _open_found(self, place: Place, flags: int) -> int:
+        found = place.found
+        assert found is not None
+        if not stat.S_ISREG(found.st.st_mode) or not flags & WRITES or flags & os.O_PATH:
+            return super()._open_found(place, flags)
+        access = {os.O_RDONLY: os.R_OK, os.O_WRONLY: os.W_OK}.get(flags & os.O_ACCMODE, os.R_OK | os.W_OK)
+        with self._lock:
+            found = self._stack.find(place.node, place.name)
+            if found is None:
+                raise fail(errno.ENOENT)
+            place = place._replace(found=found)
+            self._allows(place, access | (os.W_OK if flags & os.O_TRUNC else 0))
+            if found.layer == UPPER:
+                self._upper.complete(place.node, place.name, found, data=not flags & os.O_TRUNC)
+            else:
+                self._upper.copy_up(place.node, place.name, found, data=not flags & os.O_TRUNC)
+        return os.open(place.name, flags | os.O_NOFOLLOW, dir_fd=place.node.upper_fd)
+
+    # --- removing names -------------------------------------------------------------------------------------------
+
+    def unlink(self, path: AnyPath) -> None:
+        """os.unlink. A name that a lower gives leaves a whiteout."""
+        if type(path) is str and not self._resolver.known_by_links:
+            head, _, name = path.rpartition("/")
+            node = self._known.get(head)
+            if node is not None and node.foreign is False and (names := node.names) is not None and name not in names:
+                # No lock: it is one system call, on a name whose removal leaves nothing to do.
+                try:
+                    return os_unlink(name, dir_fd=node.upper_fd)
+                except OSError:
+                    pass
+        return self._unlink(path)
+
+    remove = unlink
+
+    @names_path
+    def _unlink(self, path: AnyPath) -> None:
+        with self._lock:
+            place = self._walk(path, parent=True)
+            found, node, name = place.found, place.node, place.name
+            if place.last is not Last.NAME:
+                raise fail(errno.EISDIR)
+            if found is None:
+                raise fail(errno.ENOENT)
+            if place.slash:
+                raise fail(errno.EISDIR if place.is_dir else errno.ENOTDIR)
+            self._may_remove(place)
+            if place.is_dir:
+                raise fail(errno.EISDIR)
+            covers = self._stack.find_lower(node, name) >= 0
+            self._upper.copy_up_dir(node)
+            if covers:
+                self._upper.whiteout(node, name, over=found if found.layer == UPPER else None)
+            else:
+                os.unlink(name, dir_fd=node.upper_fd)
+                if node.foreign is None:
+                    node.foreign = self._has_foreign_whiteouts(node)
+            if stat.S_ISLNK(found.st.st_mode):
+                self._resolver.forget_links()
+
+    def _has_foreign_whiteouts(self, node: Node) -> bool:
+        """Whether upper hides names in `node` that no lower has: those are not there to be unlinked.
+
+        We never leave such whiteouts, so one look is enough.
+        """
+        names = self._stack.lower_names(node)
+        with os.scandir(f"/proc/self/fd/{node.upper_fd}") as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False) or entry.is_symlink() or entry.name in names:
+                    continue
+                st = entry.stat(follow_symlinks=False) if not entry.is_file(follow_symlinks=False) else None
+                if st is not None and is_whiteout_device(st):
+                    return True
+        return self._markers.has_xattr_whiteouts(node.upper_fd)
+
+    @names_path
+    def rmdir(self, path: AnyPath) -> None:
+        """os.rmdir: of a directory that shows no names, whatever whiteouts are in it."""
+        with self._lock:
+            place = self._walk(path, parent=True)
+            found, node, name = place.found, place.node, place.name
+            if place.last is not Last.NAME:
+                raise fail({Last.DOT: errno.EINVAL, Last.DOTDOT: errno.ENOTEMPTY}.get(place.last, errno.EBUSY))
+            if found is None:
+                raise fail(errno.ENOENT)
+            self._may_remove(place)
+            if not place.is_dir:
+                raise fail(errno.ENOTDIR)
+            kid = self._stack.child(node, name)
+            if self._listing(kid):
+                raise fail(errno.ENOTEMPTY)
+            covers = self._stack.find_lower(node, name) >= 0
+            self._upper.copy_up_dir(node)
+            if covers:
+                self._upper.whiteout(node, name, over=found if found.layer == UPPER else None)
+            else:
+                self._upper.remove_dir(node, name)
+            kid.dead = True
+            node.children.pop(name, None)
+
+    # --- moving names ---------------------------------------------------------------------------------------------
+
+    def rename(self, src: AnyPath, dst: AnyPath, *, flags: int = 0) -> None:
+        """os.rename; flags: NOREPLACE (1) or EXCHANGE (2) of renameat2(2)."""
+        try:
+            with self._lock:
+                renaming.rename(self, src, dst, flags)
+        except OSError as e:
+            e.filename, e.filename2 = os.fspath(src), os.fspath(dst)
+            raise
+
+    def replace(self, src: AnyPath, dst: AnyPath) -> None:
+        """os.replace."""
+        self.rename(src, dst)

@@ -1,0 +1,124 @@
+"""Collecting what nobody needs: mark from images, containers and leases, sweep blobs and snapshots.
+
+Needed is what an entry of index.json leads to, what a container's image leads to, what is below an active snapshot or a
+view, and what a live lease names. All that is decided while no lease can grow (leases.exclusion), so that whoever wants a
+blob either has said so before, or looks for it after it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from overlaykit.errors import IntegrityError, InvalidImage, NotFound
+from overlaykit.oci import Descriptor, Digest, Layout, chain_ids
+from overlaykit.oci.image import BlobImage, ImageIndex
+from overlaykit.store.leases import Lease, Leases, exclusion
+from overlaykit.store.records import Records
+from overlaykit.store.snapshots import COMMITTED, Snapshot, Snapshotter
+
+
+@dataclass
+class Freed:
+    """What was removed: digests of blobs, names of committed snapshots, and bytes that came free on disk."""
+
+    blobs: list[str] = field(default_factory=list)
+    snapshots: list[str] = field(default_factory=list)
+    size: int = 0
+
+
+class Collector:
+    """Removes from one store what nobody needs."""
+
+    def __init__(self, root: Path, layout: Layout, records: Records, snapshots: Snapshotter) -> None:
+        self._layout, self._records, self._snapshots = layout, records, snapshots
+        self.leases = Leases(root / "leases", self.clear)
+
+    def collect(self) -> Freed:
+        """Remove everything that nobody needs, directories that belong to no snapshot included."""
+        directories = {f"snapshots/{path.name}" for path in self._snapshots.folder.iterdir()}
+        names = {snapshot.key for snapshot in self._snapshots.walk(COMMITTED)}
+        self._layout.clear_stale_ingests()
+        return self.remove({*self._layout.digests(), *names, *directories})
+
+    def remove(self, things: Iterable[str]) -> Freed:
+        """Remove those of `things` (as leases name them) that nobody needs."""
+        with self.leases.hold() as lease:
+            return self._sweep(set(things), lease)
+
+    def clear(self, lease: Lease) -> Freed:
+        """Remove what `lease` names and nobody else needs."""
+        return self._sweep(lease.things(), lease)
+
+    def _sweep(self, things: set[str], own: Lease) -> Freed:
+        freed = Freed()
+        with exclusion(self.leases.folder):
+            held = self.leases.held(besides=own)
+            blobs, names = self.needed(held)
+            doomed = self._doomed(things - names)
+            own.note(*(f"snapshots/{snapshot.id}" for snapshot in doomed))
+            with self._records.transaction():
+                for snapshot in reversed(doomed):  # children are younger than their parents
+                    self._snapshots.forget(snapshot.id)
+            freed.snapshots = [snapshot.key for snapshot in doomed]
+            for digest in sorted(thing for thing in things - blobs if ":" in thing):
+                if self._layout.has(digest):
+                    freed.size += self._layout.remove(digest)
+                    freed.blobs.append(digest)
+            directories = {f"snapshots/{snapshot.id}" for snapshot in doomed}
+            directories |= {thing for thing in things - held if thing.startswith("snapshots/")}
+            directories -= {f"snapshots/{snapshot.id}" for snapshot in self._snapshots.walk()}
+        for directory in sorted(directories):
+            freed.size += self._snapshots.remove_directory(directory.removeprefix("snapshots/"))
+        return freed
+
+    def _doomed(self, names: set[str]) -> list[Snapshot]:
+        """The committed snapshots among `names`, the oldest first, without those that others build on."""
+        snapshots = list(self._snapshots.walk())
+        doomed = {s.key for s in snapshots if s.kind == COMMITTED and s.key in names}
+        while kept := doomed & {s.parent for s in snapshots if s.key not in doomed and s.parent is not None}:
+            doomed -= kept
+        return [s for s in snapshots if s.key in doomed]
+
+    # --- marking ------------------------------------------------------------------------------------------------------
+
+    def needed(self, held: set[str]) -> tuple[set[str], set[str]]:
+        """The digests of blobs and the names of committed snapshots that somebody needs; `held` is what leases say.
+
+        IntegrityError if a document is damaged: what it leads to cannot be known then, and nothing may be removed.
+        """
+        blobs, names = {thing for thing in held if ":" in thing}, set(held)
+        for descriptor in self._roots():
+            self._mark(descriptor, blobs, names)
+        for snapshot in self._snapshots.walk():
+            if snapshot.kind != COMMITTED or snapshot.key in held:
+                names |= {below.key for below in self._snapshots.chain(snapshot.key)}
+        return blobs, names
+
+    def _roots(self) -> list[Descriptor]:
+        roots = list(self._layout.descriptors())
+        listed = {d.digest for d in roots}
+        for row in self._records.rows("SELECT DISTINCT image FROM containers"):
+            digest = Digest(row["image"])
+            if digest not in listed and self._layout.has(digest):
+                roots.append(Descriptor(media_type="", digest=digest, size=self._layout.size(digest)))
+        return roots
+
+    def _mark(self, descriptor: Descriptor, blobs: set[str], names: set[str]) -> None:
+        blobs.add(descriptor.digest)
+        try:
+            if descriptor.is_index:
+                for inner in ImageIndex(self._layout, descriptor).index.manifests:
+                    self._mark(inner, blobs, names)
+                return
+            image = BlobImage(self._layout, descriptor)
+            blobs |= {image.manifest.config.digest, *(layer.digest for layer in image.manifest.layers)}
+            names |= set(chain_ids(image.config.diff_ids))
+        except (NotFound, InvalidImage):
+            pass  # not there, or whole but no image: it leads nowhere else
+        except IntegrityError as e:
+            raise IntegrityError(
+                f"nothing was removed, since it cannot be known what else is needed: {e}",
+                hint="load or pull the image again, which puts the damaged file right",
+            ) from e

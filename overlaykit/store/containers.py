@@ -1,0 +1,296 @@
+"""Containers: an image, and a writable layer on top of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from overlaykit.errors import InUse, NotFound, Unsupported
+from overlaykit.oci import Digest, RuntimeConfig
+from overlaykit.overlay import Overlay, View
+from overlaykit.overlay.mount import mount, unmount
+from overlaykit.store.packing import with_virtual_owners
+from overlaykit.store.records import Records
+from overlaykit.tree import Change, Tree, WhiteoutFormat, changes, merge, scan
+from overlaykit.tree.table import StrPath
+
+if TYPE_CHECKING:
+    from overlaykit.store.images import StoredImage
+    from overlaykit.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A container as it is recorded. image: digest of the manifest; image_name: as the image was called then."""
+
+    id: str
+    name: str
+    image: Digest
+    image_name: str
+    created_ns: int
+    config: RuntimeConfig
+
+
+def insert(records: Records, record: Record) -> None:
+    config = msgspec.json.encode(record.config, enc_hook=str.__str__).decode()
+    values = (record.id, record.name, record.image, record.image_name, record.created_ns, config)
+    records.execute("INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?)", *map(_plain, values))
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, str) else value  # a Digest is a str to us, but not to SQLite
+
+
+def everything(records: Records) -> list[Record]:
+    """All containers, the newest first."""
+    return [_record(row) for row in records.rows("SELECT * FROM containers ORDER BY created DESC")]
+
+
+def find(records: Records, wanted: str) -> Record:
+    """The container that `wanted` names: its id, its name, or the beginning of its id. NotFound says if there are several."""
+    for condition in ("id = ?", "name = ?"):
+        row = records.row(f"SELECT * FROM containers WHERE {condition}", wanted)
+        if row is not None:
+            return _record(row)
+    if re.fullmatch(r"[0-9a-f]{1,63}", wanted):
+        rows = records.rows("SELECT * FROM containers WHERE substr(id, 1, ?) = ?", len(wanted), wanted)
+        if len(rows) == 1:
+            return _record(rows[0])
+        if rows:
+            raise NotFound(f"{wanted} is how the ids of {len(rows)} containers begin", hint="give more digits")
+    raise NotFound(f"no container {wanted}", hint="overlaykit ps lists them")
+
+
+def _record(row: sqlite3.Row) -> Record:
+    config = msgspec.json.decode(row["config"], type=RuntimeConfig)
+    return Record(row["id"], row["name"], Digest(row["image"]), row["image_name"], row["created"], config)
+
+
+class Container:
+    """One container of a store: what the record says, and what can be done with it."""
+
+    def __init__(self, store: Store, record: Record) -> None:
+        self._store = store
+        self.record = record
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def config(self) -> RuntimeConfig:
+        return self.record.config
+
+    @property
+    def created(self) -> datetime:
+        return datetime.fromtimestamp(self.record.created_ns / 1e9, UTC)
+
+    @property
+    def image(self) -> StoredImage:
+        """The image it was created from. NotFound if its blobs are gone."""
+        return self._store.image(self.record.image)
+
+    def __repr__(self) -> str:
+        return f"<Container {self.name} of {self.record.image_name}>"
+
+    # --- its files ----------------------------------------------------------------------------------------------------
+
+    @property
+    def fs(self) -> Overlay:
+        """Its files, to read and to write, under the names that the os module has: `fs.open("/etc/motd", "a")`.
+
+        One Overlay, opened when it is first asked for, and closed by `close` or with the store. InUse while another
+        process has it, or while it is mounted.
+        """
+        return self._store.overlay(self.id, self._open)
+
+    def _open(self) -> Overlay:
+        if targets := self.mounted_at():
+            raise InUse(f"container {self.name} is mounted at {targets[0]}", hint=f"overlaykit umount {self.name}")
+        snapshots = self._store.snapshots
+        directory = snapshots.directory(self.id)
+        return Overlay(
+            snapshots.lowers(self.id) or [self._bottom(directory)],
+            directory / "fs",
+            directory / "work",
+            trees=snapshots.trees(self.id) or None,
+            userxattr=snapshots.whiteouts is WhiteoutFormat.USERXATTR,
+        )
+
+    @staticmethod
+    def _bottom(directory: Path) -> Path:
+        """An empty lower for a container of an image without layers."""
+        bottom = directory / "bottom"
+        bottom.mkdir(mode=0o755, exist_ok=True)
+        return bottom
+
+    def view(self) -> View:
+        """Its files as they are now, to read only, by whomever they are being written; a context manager."""
+        snapshots = self._store.snapshots
+        layers = [*snapshots.lowers(self.id), snapshots.fs(self.id)]
+        return View(layers, userxattr=snapshots.whiteouts is WhiteoutFormat.USERXATTR)
+
+    def close(self) -> None:
+        """Close `fs`, if it is open here. Files opened through it stay open."""
+        self._store.close_overlay(self.id)
+
+    def lower(self) -> Tree:
+        """What its image shows, as a tree."""
+        return merge(self._store.snapshots.trees(self.id))
+
+    def changeset(self, lower: Tree) -> Tree:
+        """What its writable layer says, as a tree with whiteouts."""
+        snapshots = self._store.snapshots
+        upper = scan(snapshots.fs(self.id), whiteouts=snapshots.whiteouts)
+        return upper if os.geteuid() == 0 else with_virtual_owners(upper, lower)
+
+    def diff(self) -> list[Change]:
+        """What differs from its image, as `docker diff` lists it."""
+        lower = self.lower()
+        return list(changes(lower, self.changeset(lower)))
+
+    def commit(
+        self,
+        name: str | None = None,
+        *,
+        author: str | None = None,
+        message: str | None = None,
+        changes: Iterable[str] = (),
+        compression: str = "gzip",
+    ) -> StoredImage:
+        """A new image: the container's own and its writable layer as one more. `name` is then its name.
+
+        changes: of the config, in a Dockerfile's words ("CMD [...]", "ENV A=b"). compression: gzip, zstd or none, with a
+        level as in "zstd-19".
+        """
+        return self._store.commit(self, name, author, message, changes, compression)
+
+    # --- mounting -----------------------------------------------------------------------------------------------------
+
+    def mount(self, target: StrPath | None = None) -> Path:
+        """Where the kernel shows its files now: `target`, an existing directory, or one in the store. Root only."""
+        if targets := self.mounted_at():
+            raise InUse(f"container {self.name} is mounted at {targets[0]} already")
+        self.close()
+        snapshots = self._store.snapshots
+        directory = snapshots.directory(self.id)
+        self._refuse_if_open(directory)
+        if target is None:
+            place = directory / "merged"
+            place.mkdir(mode=0o755, exist_ok=True)
+        else:
+            place = Path(os.path.realpath(target))
+        try:
+            for step in snapshots.mounts(self.id, place):
+                mount(step)
+        except PermissionError as e:
+            if os.geteuid() == 0:
+                raise
+            hint = "its files are there without it: overlaykit ls, cat, put, or container.fs"
+            raise Unsupported(f"only root can mount container {self.name}: {e.strerror}", hint=hint) from e
+        return place
+
+    def unmount(self, *, lazy: bool = False) -> list[Path]:
+        """The places where it was mounted, and is no longer. NotFound if there was none."""
+        targets = self.mounted_at()
+        if not targets:
+            raise NotFound(f"container {self.name} is not mounted")
+        for target in reversed(targets):
+            unmount(target, lazy=lazy)
+        merged = self._store.snapshots.directory(self.id) / "merged"
+        if merged in targets:
+            merged.rmdir()
+        return targets
+
+    def mounted_at(self) -> list[Path]:
+        """Where this mount namespace shows its files, the oldest first. The kernel's own table says so, and no record."""
+        return mounts_of(self._store.snapshots.fs(self.id))
+
+    def _refuse_if_open(self, directory: Path) -> None:
+        import fcntl
+
+        fd = os.open(directory / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(f"container {self.name} is open in another process") from None
+        finally:
+            os.close(fd)
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def remove(self, *, force: bool = False) -> int:
+        """Remove the container with its writable layer: bytes that came free. InUse while it is mounted or open elsewhere.
+
+        force: unmount it first, and do not ask who has it open.
+        """
+        return self._store.remove_container(self, force)
+
+    def check_unused(self, *, force: bool) -> None:
+        """InUse if it is mounted or open in another process; force: unmount it instead, and let them have it."""
+        self.close()
+        targets = self.mounted_at()
+        if targets and not force:
+            raise InUse(f"container {self.name} is mounted at {targets[0]}", hint=f"overlaykit umount {self.name}, or rm -f")
+        if targets:
+            self.unmount(lazy=True)
+        if not force:
+            self._refuse_if_open(self._store.snapshots.directory(self.id))
+
+    def driver_data(self) -> dict[str, str]:
+        """Where its layers are, as Docker says it: LowerDir is the highest first, joined by colons."""
+        snapshots = self._store.snapshots
+        directory = snapshots.directory(self.id)
+        return {
+            "LowerDir": ":".join(map(str, reversed(snapshots.lowers(self.id)))),
+            "MergedDir": str(next(iter(self.mounted_at()), directory / "merged")),
+            "UpperDir": str(directory / "fs"),
+            "WorkDir": str(directory / "work"),
+        }
+
+    def inspect(self) -> dict[str, Any]:
+        """What there is to know about it, under the names that Docker gives it."""
+        config = self.config
+        command = [*(config.entrypoint or ()), *(config.cmd or ())]
+        return {
+            "Id": self.id,
+            "Created": self.created.isoformat().replace("+00:00", "Z"),
+            "Path": command[0] if command else "",
+            "Args": command[1:],
+            "State": {"Status": "created", "Running": False},
+            "Image": self.image.id,
+            "Name": f"/{self.name}",
+            "Driver": "overlay2",
+            "GraphDriver": {"Data": self.driver_data(), "Name": "overlay2"},
+            "Mounts": [],
+            "Config": {**msgspec.to_builtins(config, enc_hook=str), "Image": self.record.image_name},
+        }
+
+
+def mounts_of(upper: Path) -> list[Path]:
+    """Where overlays with this upper are mounted. proc(5), /proc/pid/mountinfo; blanks and commas stand there in octal."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        front, _, back = line.partition(b" - ")
+        kind, _, options = back.split(b" ", 2)
+        if kind == b"overlay" and os.fsencode(upper) in [
+            _unescaped(option[9:]) for option in options.split(b",") if option.startswith(b"upperdir=")
+        ]:
+            found.append(Path(os.fsdecode(_unescaped(front.split(b" ")[4]))))
+    return found
+
+
+def _unescaped(text: bytes) -> bytes:
+    return re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), text)

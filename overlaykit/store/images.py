@@ -1,0 +1,127 @@
+"""The images of a store: which there are, what they are called, and how one is found by what people write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+from overlaykit.errors import InvalidReference, NotFound, OverlaykitError
+from overlaykit.oci import Descriptor, Layout, Reference
+from overlaykit.oci.image import BlobImage
+from overlaykit.store.names import familiar, name_of, whole_name
+from overlaykit.tree.table import StrPath
+
+HEX = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})\Z")
+
+
+class StoredImage(BlobImage):
+    """An image in a store. `names` are its whole names, `tags` the same as people write them; both may be empty."""
+
+    def __init__(self, layout: Layout, descriptor: Descriptor, names: Iterable[str] = ()) -> None:
+        super().__init__(layout, descriptor)
+        self.names = tuple(names)
+
+    @property
+    def tags(self) -> list[str]:
+        return [familiar(name) for name in self.names]
+
+    def save(self, path: StrPath | BinaryIO, *, format: str = "docker-archive", names: Iterable[str] = ()) -> None:
+        """Write the image, under all its names or under `names`, to a file or directory.
+
+        format: docker-archive (for `docker load`), oci-archive, oci-dir.
+        """
+        super().save(path, format=format, names=tuple(names) or self.names)
+
+    def __str__(self) -> str:
+        return self.tags[0] if self.names else self.id.short
+
+
+def listed(layout: Layout) -> list[StoredImage]:
+    """Every image that index.json lists, each once, the newest first; an entry that is no image is passed over."""
+    found: dict[str, Descriptor] = {}
+    names: dict[str, list[str]] = {}
+    for descriptor in layout.descriptors():
+        found.setdefault(descriptor.digest, descriptor)
+        name = name_of(descriptor)
+        if name is not None:
+            names.setdefault(descriptor.digest, []).append(name)
+    images = []
+    for digest, descriptor in found.items():
+        image = layout_image(layout, descriptor, names.get(digest, ()))
+        if image is not None:
+            images.append(image)
+    return sorted(images, key=lambda image: image.config.created or "", reverse=True)
+
+
+def layout_image(layout: Layout, descriptor: Descriptor, names: Iterable[str] = ()) -> StoredImage | None:
+    """The image of an entry; None if it is not one, or is not whole."""
+    try:
+        plain = layout.image(descriptor) if descriptor.is_index else None
+        image = StoredImage(layout, plain.descriptor if plain else descriptor, names)
+        _ = image.config
+    except (OverlaykitError, OSError):
+        return None  # other tools may put other things here, and fsck is who tells of damage
+    return image
+
+
+def find(layout: Layout, wanted: str) -> StoredImage:
+    """The image that `wanted` names: NAME[:TAG], NAME@DIGEST, a digest, an id, or the first four or more digits of one.
+
+    NotFound; InvalidReference if the digits fit several.
+    """
+    images = listed(layout)
+    try:
+        reference = Reference.parse(wanted)
+    except InvalidReference:
+        if not HEX.match(wanted):
+            raise
+    else:
+        if reference.digest is not None:
+            for image in images:
+                if reference.digest in (image.digest, image.id):
+                    return image
+        else:
+            name = whole_name(wanted)
+            for image in images:
+                if name in image.names:
+                    return image
+    if digits := HEX.match(wanted):
+        by_id = [image for image in images if image.id.encoded.startswith(digits[1])]
+        matches = by_id or [image for image in images if image.digest.encoded.startswith(digits[1])]
+        if len({image.id for image in matches}) > 1:
+            raise InvalidReference(f"{wanted} is how the ids of {len(matches)} images begin", hint="give more digits")
+        if matches:
+            return matches[0]
+    raise NotFound(f"no image {wanted}", hint=_known(images))
+
+
+def _known(images: list[StoredImage]) -> str:
+    if not images:
+        return "there is no image yet: overlaykit load FILE, or overlaykit import ROOTFS NAME"
+    tags = [tag for image in images for tag in image.tags]
+    return f"there is {', '.join(tags[:3])}{' and more' if len(tags) > 3 else ''}" if tags else "overlaykit images lists them"
+
+
+def inspect(image: StoredImage, driver_data: dict[str, str] | None) -> dict[str, Any]:
+    """What there is to know, under the names that Docker gives it. driver_data: where its layers lie, if they are unpacked."""
+    from msgspec import to_builtins
+
+    config = image.config
+    last = image.history[-1] if image.history else None
+    return {
+        "Id": image.id,
+        "RepoTags": image.tags,
+        "RepoDigests": sorted({f"{familiar(name).rpartition(':')[0]}@{image.digest}" for name in image.names}),
+        "Comment": (last.comment if last else None) or "",
+        "Created": config.created or "",
+        "Author": config.author or "",
+        "Config": to_builtins(image.runtime, enc_hook=str),
+        "Architecture": config.architecture,
+        **({"Variant": config.variant} if config.variant else {}),
+        "Os": config.os,
+        "Size": image.size,
+        "GraphDriver": {"Data": driver_data, "Name": "overlay2"},
+        "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
+        "Descriptor": {"mediaType": image.media_type, "digest": image.digest, "size": len(image.raw_manifest())},
+    }

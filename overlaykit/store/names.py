@@ -1,0 +1,100 @@
+"""What things are called: images in index.json, containers by two words if nobody names them."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from overlaykit.errors import InvalidReference
+from overlaykit.oci import Descriptor, Layout, Reference
+from overlaykit.oci.documents import IMAGE_NAME, REF_NAME
+
+CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}\Z")
+
+QUALITIES = (
+    "amber brave brisk calm clear cosy crisp eager early fair fleet fond fresh gentle glad golden happy hardy jolly keen "
+    "kind lively loyal lucid mellow merry mild neat nimble noble patient plain proud quick quiet ready rosy sharp silent "
+    "sleek smart snug solid steady sunny swift tidy vivid warm wise witty"
+).split()
+THINGS = (
+    "acorn anchor aspen badger barley beacon birch brook cedar clover comet copper coral crane dune ember falcon fern finch "
+    "garnet glacier harbor hazel heron island juniper kestrel lagoon lantern larch lichen linden lotus maple marble meadow "
+    "osprey otter pebble pepper pine plover poppy quartz raven reed river robin saffron spruce thistle tundra walnut willow"
+).split()
+
+
+def random_name() -> str:
+    """A name for a container, such as quiet_harbor."""
+    return f"{secrets.choice(QUALITIES)}_{secrets.choice(THINGS)}"
+
+
+def check_container_name(name: str) -> str:
+    """`name`, if a container may be called so. InvalidReference."""
+    if not CONTAINER_NAME.match(name):
+        raise InvalidReference(
+            f"{name!r} cannot name a container",
+            hint="2 to 128 letters, digits, '_', '.' and '-', the first a letter or digit",
+        )
+    return name
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def whole_name(text: str) -> str:
+    """What `text` names, written out: registry, repository and tag. InvalidReference, also for a name with a digest."""
+    reference = Reference.parse(text)
+    if reference.digest is not None:
+        raise InvalidReference(f"{text!r}: an image is named by a tag; its digest follows from what is in it")
+    return str(reference.tagged)
+
+
+def name_of(descriptor: Descriptor) -> str | None:
+    """The whole name that an entry of index.json gives its image; None for none, or one that is no image's name."""
+    annotations = descriptor.annotations or {}
+    for annotation in (IMAGE_NAME, REF_NAME):
+        if text := annotations.get(annotation):
+            try:
+                return whole_name(text)
+            except InvalidReference:
+                continue
+    return None
+
+
+def familiar(name: str) -> str:
+    """A whole name as people write it."""
+    return Reference.parse(name).familiar
+
+
+def give_name(layout: Layout, descriptor: Descriptor, name: str | None, *, known_as: Iterable[str] = ()) -> None:
+    """Let the whole name `name` (None: none, just keep the image) mean `descriptor`, and no other image.
+
+    An image that loses its last name so stays, without one. known_as: one of these digests must be listed now, as the
+    image that gets another name; else it has been removed, and that is a KeyError.
+    """
+    bare = _unnamed(descriptor)
+    wanted = set(known_as)
+
+    def change(entries: tuple[Descriptor, ...]) -> list[Descriptor]:
+        if wanted and not any(d.digest in wanted for d in entries):
+            raise KeyError(descriptor.digest)
+        if name is None:
+            return [*entries] if any(d.digest == bare.digest for d in entries) else [*entries, bare]
+        kept = [d for d in entries if name_of(d) != name and not (d.digest == bare.digest and name_of(d) is None)]
+        listed = {d.digest for d in kept} | {bare.digest}
+        lost = {d.digest: _unnamed(d) for d in entries if d.digest not in listed}
+        return [*kept, *lost.values(), replace(bare, annotations={**(bare.annotations or {}), **_named(name)})]
+
+    layout.edit(change)
+
+
+def _named(name: str) -> dict[str, str]:
+    return {REF_NAME: name, IMAGE_NAME: name}
+
+
+def _unnamed(descriptor: Descriptor) -> Descriptor:
+    kept = {k: v for k, v in (descriptor.annotations or {}).items() if k not in (REF_NAME, IMAGE_NAME)}
+    return replace(descriptor, annotations=kept or None)

@@ -1,0 +1,106 @@
+"""New layers: from what a writable layer holds, from a directory of the host, from a tar that somebody has."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from overlaykit.errors import Unsupported
+from overlaykit.oci import BlobLayer, BlobWriter, Compression, Descriptor, Digest, Layout
+from overlaykit.oci.layer import LayerWriter
+from overlaykit.overlay.layers import open_directory
+from overlaykit.overlay.nodes import Handle
+from overlaykit.store.leases import Lease
+from overlaykit.tree import Kind, Losses, Tree, write_tar
+from overlaykit.tree.table import StrPath
+
+
+class LeasedLayout(Layout):
+    """The store's layout for one operation: what it adds is under its lease before it can be seen."""
+
+    def __init__(self, root: Path, lease: Lease) -> None:
+        super().__init__(root)
+        self.lease = lease
+
+    def ingest(self, expected: Descriptor | Digest | None = None, *, media_type: str = "") -> BlobWriter:
+        return _LeasedWriter(self, expected, media_type=media_type)
+
+
+class _LeasedWriter(BlobWriter):
+    def commit(self) -> Descriptor:
+        assert isinstance(self._layout, LeasedLayout)
+        self._layout.lease.add(self.digest)
+        return super().commit()
+
+
+def pack(
+    layout: Layout,
+    tree: Tree,
+    directory: StrPath,
+    *,
+    compression: Compression | str = "gzip",
+    losses: Losses | None = None,
+) -> BlobLayer:
+    """The layer of `tree` (a changeset is one), the content of its files from `directory`. What a layer cannot carry goes
+    to `losses`. The same input gives the same layer; SOURCE_DATE_EPOCH bounds its times."""
+    content = _Contents(tree, Handle(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
+    with LayerWriter(layout, compression) as out:
+        write_tar(tree, content, out, source_date_epoch=source_date_epoch(), losses=losses)
+        return out.commit()
+
+
+class _Contents:
+    """Opens the files of a tree that lies in a directory, following no symlink, whoever changes it meanwhile."""
+
+    def __init__(self, tree: Tree, root: Handle) -> None:
+        self._tree, self._root = tree, root
+        self._parent, self._handle = "", root
+
+    def __call__(self, row: int) -> int:
+        parent, _, name = self._tree.path(row).rpartition("/")
+        if parent != self._parent:  # rows come directory by directory
+            self._handle, self._parent = open_directory(self._root.fd, parent), parent
+        # O_NONBLOCK: what was a file may be a fifo by now, and nobody may be at its other end.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(name, flags, dir_fd=self._handle.fd)
+
+
+def says_nothing(changeset: Tree) -> bool:
+    """Whether a layer of `changeset` would change nothing."""
+    return len(changeset) == 0 or (len(changeset) == 1 and changeset.entry(0).flags != 0 and not changeset.is_changeset)
+
+
+def with_virtual_owners(upper: Tree, lower: Tree) -> Tree:
+    """`upper` of a store that is not root's with the owners that its files would have as root's.
+
+    There all files on disk are the user's: one that `lower` has keeps the owner it has there, a new one is root's.
+    """
+    me, mine = os.geteuid(), os.getegid()
+    uid, gid = upper.uid.copy(), upper.gid.copy()
+    uid[uid == me], gid[gid == mine] = 0, 0
+    for row in range(len(upper)):
+        below = lower.find(upper.paths[row])
+        if below >= 0 and upper.kind[row] == lower.kind[below] != Kind.WHITEOUT:
+            uid[row], gid[row] = lower.uid[below], lower.gid[below]
+    return upper.with_columns(uid=uid, gid=gid)
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+def source_date_epoch() -> int | None:
+    """Seconds since 1970 that $SOURCE_DATE_EPOCH says (reproducible-builds.org), None without it."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise Unsupported(f"SOURCE_DATE_EPOCH={text!r} is no number of seconds")
+    return int(text)
+
+
+def now() -> str:
+    """The time for a new document, RFC 3339: $SOURCE_DATE_EPOCH if there is one."""
+    epoch = source_date_epoch()
+    when = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
+    return when.isoformat().replace("+00:00", "Z")

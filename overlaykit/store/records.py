@@ -1,0 +1,145 @@
+"""The store's facts in SQLite: which snapshots and containers there are. Images and their names are not here: they live in
+index.json, as every OCI layout has it.
+
+ROOT/store.db, in WAL mode: any number of processes read while one writes, and what a killed writer began never happened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from overlaykit.errors import IntegrityError, InUse, Unsupported
+from overlaykit.oci.durable import locked
+
+WAIT = 60.0  # seconds for another process's transaction, each of which takes milliseconds
+
+# Version n of the schema is what the first n scripts make. A script that was released never changes; a new one goes behind.
+MIGRATIONS = (
+    """
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+    CREATE TABLE snapshots (
+        id      TEXT PRIMARY KEY,                    -- its directory: ROOT/snapshots/ID
+        key     TEXT NOT NULL UNIQUE,                -- committed: the name, a chain_id for a layer; else whose it is
+        kind    TEXT NOT NULL CHECK (kind IN ('active', 'view', 'committed')),
+        parent  TEXT REFERENCES snapshots (id),      -- a committed one; NULL at the bottom
+        created INTEGER NOT NULL                     -- nanoseconds since 1970
+    );
+    CREATE INDEX snapshots_parent ON snapshots (parent);
+    CREATE TABLE containers (
+        id         TEXT PRIMARY KEY,                 -- 64 hex digits; the key of its snapshot too
+        name       TEXT NOT NULL UNIQUE,
+        image      TEXT NOT NULL,                    -- digest of the image's manifest
+        image_name TEXT NOT NULL,                    -- as it was called when the container was created
+        created    INTEGER NOT NULL,
+        config     TEXT NOT NULL                     -- RuntimeConfig as JSON
+    );
+    CREATE INDEX containers_image ON containers (image);
+    """,
+)
+VERSION = len(MIGRATIONS)
+
+
+class Records:
+    """The open store.db. Any number of threads may use one object."""
+
+    def __init__(self, path: Path) -> None:
+        """The records in `path`, brought to this version's schema. Unsupported if they are of a newer one."""
+        self.path = path
+        self._lock = threading.RLock()
+        self._depth = 0
+        with self._translated():
+            self._db = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+        # A store that nobody closed lets go of the file all the same.
+        self._finalizer = weakref.finalize(self, self._db.close)
+        try:
+            self._db.row_factory = sqlite3.Row
+            self.execute("PRAGMA foreign_keys = ON")
+            self.execute("PRAGMA synchronous = FULL")  # a commit that returned survives a power cut
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._finalizer()
+
+    def _migrate(self) -> None:
+        if self._version() == VERSION:
+            return
+        with locked(self.path.parent):
+            if self._version() == 0:
+                self.execute("PRAGMA journal_mode = WAL")
+            with self.transaction():
+                found = self._version()
+                if found > VERSION:
+                    raise Unsupported(
+                        f"{self.path} has schema version {found}, this overlaykit knows {VERSION}",
+                        hint="use the overlaykit that wrote it, or a newer one",
+                    )
+                for script in MIGRATIONS[found:]:
+                    for statement in script.split(";\n"):  # executescript would commit on its own
+                        self.execute(statement)
+                self.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _version(self) -> int:
+        return int(self.rows("PRAGMA user_version")[0][0])
+
+    # --- asking and changing ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing: what is executed inside takes effect together, when the outermost block is left without error."""
+        with self._lock:
+            if not self._depth:
+                self.execute("BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield
+            except BaseException:
+                if self._depth == 1 and self._db.in_transaction:
+                    self.execute("ROLLBACK")
+                raise
+            else:
+                if self._depth == 1:
+                    self.execute("COMMIT")
+            finally:
+                self._depth -= 1
+
+    def execute(self, sql: str, *values: object) -> int:
+        """How many rows the statement changed."""
+        with self._lock, self._translated():
+            return self._db.execute(sql, values).rowcount
+
+    def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
+        """What a query finds."""
+        with self._lock, self._translated():
+            return self._db.execute(sql, values).fetchall()
+
+    def row(self, sql: str, *values: object) -> sqlite3.Row | None:
+        """The first row that a query finds."""
+        found = self.rows(sql, *values)
+        return found[0] if found else None
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """SQLite's errors as what a caller can do something about. A broken UNIQUE or REFERENCES stays as it is."""
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as e:
+            code = getattr(e, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_FULL:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from e
+            if code == sqlite3.SQLITE_BUSY:
+                raise InUse(f"{self.path} was locked by another process for {WAIT:.0f} seconds") from e
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise IntegrityError(f"{self.path} is damaged: {e}") from e
+            raise OSError(errno.EIO, str(e), str(self.path)) from e

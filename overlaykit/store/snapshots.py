@@ -1,0 +1,258 @@
+"""Snapshots: where layers live, and how they stack. The words are containerd's.
+
+A snapshot is one directory in the store. It is `active` while somebody writes to it, a `view` if it only shows what is
+below, `committed` once it never changes again. Its parent is a committed one, or there is none:
+
+    prepare(key, parent) -> active      commit(name, key): the active `key` becomes the committed `name`
+    view(key, parent)    -> view        remove(key): whatever has no children
+
+A layer is a committed snapshot called by its chain_id. A row in the records is what makes a snapshot exist: a directory
+without one is on its way in or out.
+
+    ROOT/snapshots/ID/fs       the upper of an active snapshot, a lower once it is committed
+    ROOT/snapshots/ID/work     the overlay's work directory while it is active
+    ROOT/snapshots/ID/tree     what a committed one says, as columns
+    ROOT/snapshots/ID/merged   where it is mounted if nobody says another place
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from overlaykit.errors import AlreadyExists, InUse, NotFound
+from overlaykit.oci.durable import sync_directory
+from overlaykit.overlay.mount import Mount, bind_mount, overlay_mount
+from overlaykit.store.disk import Usage, copy_directory_attributes, remove_tree, sync_file_system, usage
+from overlaykit.store.leases import Lease
+from overlaykit.store.records import Records
+from overlaykit.tree import Tree, WhiteoutFormat, scan
+from overlaykit.tree.table import StrPath
+
+ACTIVE, VIEW, COMMITTED = "active", "view", "committed"
+QUERY = "SELECT s.id, s.key, s.kind, s.created, p.key AS parent FROM snapshots s LEFT JOIN snapshots p ON s.parent = p.id "
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot as it is recorded. `id` names its directory, `parent` is a key; `created_ns` since 1970."""
+
+    id: str
+    key: str
+    kind: str
+    parent: str | None
+    created_ns: int
+
+
+class Snapshotter:
+    """The snapshots of one store."""
+
+    def __init__(self, folder: Path, records: Records, whiteouts: WhiteoutFormat) -> None:
+        """folder: ROOT/snapshots. whiteouts: how its directories say that a lower name is gone."""
+        self.folder = folder
+        self.whiteouts = whiteouts
+        self._records = records
+        self._trees: dict[str, Tree] = {}
+        self._lock = threading.Lock()
+
+    # --- the life of a snapshot ---------------------------------------------------------------------------------------
+
+    def prepare(self, key: str, parent: str | None, lease: Lease) -> Snapshot:
+        """A new active snapshot on top of the committed `parent`: an empty upper. AlreadyExists, NotFound."""
+        return self.record(self.prepare_directory(parent, lease), key, parent)
+
+    def prepare_directory(self, parent: str | None, lease: Lease) -> str:
+        """The id of a directory for an active snapshot on top of `parent`; `record` in some transaction makes it one."""
+        directory = self._new_directory(lease)
+        (directory / "fs").mkdir(mode=0o755)
+        (directory / "work").mkdir(mode=0o700)
+        if parent is not None:
+            # The root of the merged tree is upper's: it must look as the one below.
+            copy_directory_attributes(self.fs(parent), directory / "fs", without=self.whiteouts.xattr_prefix)
+        sync_directory(directory)
+        sync_directory(self.folder)
+        return directory.name
+
+    def view(self, key: str, parent: str | None, lease: Lease) -> Snapshot:
+        """A new view of the committed `parent`. AlreadyExists, NotFound."""
+        directory = self._new_directory(lease)
+        (directory / "fs").mkdir(mode=0o755)
+        sync_directory(self.folder)
+        return self.record(directory.name, key, parent, kind=VIEW)
+
+    def apply(self, name: str, parent: str | None, write: Callable[[Path], Tree], lease: Lease) -> Snapshot:
+        """A new committed snapshot. `write` fills its empty directory and gives the Tree of it.
+
+        Everything is on disk before the snapshot exists.
+        """
+        directory = self._new_directory(lease)
+        for part in ("fs", "tree"):
+            (directory / part).mkdir(mode=0o755)
+        write(directory / "fs").save(directory / "tree")
+        sync_file_system(directory)
+        return self.record(directory.name, name, parent, kind=COMMITTED)
+
+    def commit(self, name: str, key: str) -> Snapshot:
+        """The active snapshot `key`, committed as `name`: its upper is a lower from now on. NotFound, AlreadyExists."""
+        snapshot = self._expect(key, ACTIVE)
+        directory = self.folder / snapshot.id
+        (directory / "tree").mkdir(mode=0o755, exist_ok=True)
+        scan(directory / "fs", whiteouts=self.whiteouts).save(directory / "tree")
+        sync_file_system(directory)
+        with _unique(name):
+            self._records.execute(
+                "UPDATE snapshots SET key = ?, kind = ? WHERE id = ?", name, COMMITTED, snapshot.id
+            )
+        remove_tree(directory / "work")
+        return self.stat(name)
+
+    def remove(self, key: str, lease: Lease) -> int:
+        """Remove a snapshot without children: bytes that came free on disk. NotFound, InUse."""
+        snapshot = self.stat(key)
+        lease.add(f"snapshots/{snapshot.id}")
+        self.forget(snapshot.id)
+        return self.remove_directory(snapshot.id)
+
+    def forget(self, id: str) -> None:
+        """Take a snapshot out of the records; its directory is for whoever calls this. InUse if it has children."""
+        try:
+            self._records.execute("DELETE FROM snapshots WHERE id = ?", id)
+        except sqlite3.IntegrityError:
+            children = [r["key"] for r in self._records.rows("SELECT key FROM snapshots WHERE parent = ?", id)]
+            raise InUse(f"snapshot {id} has children: {', '.join(children[:3])}") from None
+
+    def remove_directory(self, id: str) -> int:
+        """Remove what lies in a snapshot's directory: bytes that came free on disk."""
+        with self._lock:
+            self._trees.pop(id, None)
+        return remove_tree(self.folder / id)
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    def stat(self, key: str) -> Snapshot:
+        """The snapshot `key`. NotFound."""
+        row = self._records.row(QUERY + "WHERE s.key = ?", key)
+        if row is None:
+            raise NotFound(f"no snapshot {key}")
+        return _snapshot(row)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a committed snapshot `name`."""
+        return self._records.row("SELECT 1 FROM snapshots WHERE key = ? AND kind = ?", name, COMMITTED) is not None
+
+    def walk(self, kind: str | None = None) -> Iterator[Snapshot]:
+        """Every snapshot, or those of one kind, the oldest first."""
+        where = "WHERE s.kind = ? " if kind else ""
+        return map(_snapshot, self._records.rows(QUERY + where + "ORDER BY s.created", *([kind] if kind else [])))
+
+    def usage(self, key: str) -> Usage:
+        """What the snapshot itself takes on disk, without those below."""
+        return usage(self.fs(key))
+
+    def chain(self, key: str) -> list[Snapshot]:
+        """The snapshot and all below it, bottom first."""
+        rows = self._records.rows(
+            "WITH RECURSIVE chain (id, up) AS (SELECT id, 0 FROM snapshots WHERE key = ? UNION ALL "
+            "SELECT s.parent, c.up + 1 FROM chain c JOIN snapshots s ON s.id = c.id WHERE s.parent IS NOT NULL) "
+            "SELECT s.id, s.key, s.kind, s.created, p.key AS parent FROM chain c JOIN snapshots s ON s.id = c.id "
+            "LEFT JOIN snapshots p ON s.parent = p.id ORDER BY c.up DESC",
+            key,
+        )
+        if not rows:
+            raise NotFound(f"no snapshot {key}")
+        return [_snapshot(row) for row in rows]
+
+    def directory(self, key: str) -> Path:
+        return self.folder / self.stat(key).id
+
+    def fs(self, key: str) -> Path:
+        """The directory with the snapshot's own files."""
+        return self.directory(key) / "fs"
+
+    def lowers(self, key: str) -> list[Path]:
+        """The directories below the snapshot, bottom first; of a committed one itself as well."""
+        return [self.folder / snapshot.id / "fs" for snapshot in self._committed(key)]
+
+    def trees(self, key: str) -> list[Tree]:
+        """What each of `lowers` says."""
+        return [self._tree(snapshot.id) for snapshot in self._committed(key)]
+
+    def mounts(self, key: str, target: StrPath = "") -> list[Mount]:
+        """The mounts that show the snapshot, one after another: an overlay, or a bind mount of a single directory."""
+        lowers, snapshot = self.lowers(key), self.stat(key)
+        userxattr = self.whiteouts is WhiteoutFormat.USERXATTR
+        directory = self.folder / snapshot.id
+        if snapshot.kind != ACTIVE:
+            if len(lowers) > 1:
+                return [overlay_mount(lowers, None, None, target, userxattr=userxattr)]
+            return [bind_mount(lowers[0] if lowers else directory / "fs", target, read_only=True)]
+        if not lowers:
+            return [bind_mount(directory / "fs", target)]
+        return [overlay_mount(lowers, directory / "fs", directory / "work", target, userxattr=userxattr)]
+
+    def driver_data(self, name: str) -> dict[str, str]:
+        """Where a committed snapshot and those below it lie, as `docker image inspect` says it: the highest first."""
+        *lowers, top = self.lowers(name)
+        data = {"LowerDir": ":".join(map(str, reversed(lowers)))} if lowers else {}
+        directory = top.parent
+        return data | {"MergedDir": str(directory / "merged"), "UpperDir": str(top), "WorkDir": str(directory / "work")}
+
+    def _committed(self, key: str) -> list[Snapshot]:
+        return [snapshot for snapshot in self.chain(key) if snapshot.kind == COMMITTED]
+
+    def _tree(self, id: str) -> Tree:
+        # Committed snapshots never change, and an id is never used again.
+        with self._lock:
+            tree = self._trees.get(id)
+            if tree is None:
+                tree = self._trees[id] = Tree.load(self.folder / id / "tree")
+            return tree
+
+    # --- making -------------------------------------------------------------------------------------------------------
+
+    def _new_directory(self, lease: Lease) -> Path:
+        while True:
+            # Short: the kernel takes one page of mount options, and every layer's path is in it.
+            directory = self.folder / secrets.token_hex(6)
+            lease.add(f"snapshots/{directory.name}")
+            try:
+                directory.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
+            return directory
+
+    def record(self, id: str, key: str, parent: str | None, *, kind: str = ACTIVE) -> Snapshot:
+        """The snapshot whose directory `id` is: from now on it exists. AlreadyExists, NotFound."""
+        created = time.time_ns()
+        with self._records.transaction(), _unique(key):
+            below = None
+            if parent is not None:
+                below = self._expect(parent, COMMITTED).id
+            self._records.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", id, key, kind, below, created)
+        return Snapshot(id, key, kind, parent, created)
+
+    def _expect(self, key: str, kind: str) -> Snapshot:
+        snapshot = self.stat(key)
+        if snapshot.kind != kind:
+            raise InUse(f"snapshot {key} is {snapshot.kind}, not {kind}")
+        return snapshot
+
+
+@contextmanager
+def _unique(key: str) -> Iterator[None]:
+    """A broken UNIQUE in the `with` block is a key that is taken."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise AlreadyExists(f"there is a snapshot {key}") from None
+
+
+def _snapshot(row: sqlite3.Row) -> Snapshot:
+    return Snapshot(row["id"], row["key"], row["kind"], row["parent"], row["created"])

@@ -1,0 +1,428 @@
+"""Store: everything under one root folder. Images, the layers they share, containers; any number of processes at once.
+
+The root is an OCI image layout that other tools can read as it stands; beside what the layout asks for it has
+
+    snapshots/ID/     unpacked layers and writable layers       (snapshots.py)
+    store.db          which snapshots and containers there are  (records.py)
+    leases/           what running operations hold              (leases.py)
+
+Every change is prepared aside, put on disk, and then made by one rename or one transaction: who is killed in between leaves
+the state before, and a few files that the next one to open the store removes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from msgspec.structs import asdict
+
+from overlaykit.errors import AlreadyExists, InUse, NotFound, OverlaykitError, Unsupported
+from overlaykit.oci import (
+    Archive,
+    Descriptor,
+    History,
+    Image,
+    Layer,
+    Layout,
+    Platform,
+    RuntimeConfig,
+    append,
+    new_image,
+    with_config,
+)
+from overlaykit.overlay import Overlay
+from overlaykit.overlay.apply import apply_layer
+from overlaykit.store import containers, images
+from overlaykit.store.collect import Collector, Freed
+from overlaykit.store.containers import Container, Record
+from overlaykit.store.disk import keeps_xattr
+from overlaykit.store.images import StoredImage
+from overlaykit.store.instructions import apply_changes
+from overlaykit.store.leases import Lease
+from overlaykit.store.loading import Counter, Progress, about, add_documents, ingest_image, ingest_rootfs
+from overlaykit.store.names import check_container_name, familiar, give_name, name_of, random_name, whole_name
+from overlaykit.store.packing import LeasedLayout, now, pack, says_nothing
+from overlaykit.store.records import Records
+from overlaykit.store.snapshots import Snapshotter
+from overlaykit.tree import Losses, Tree, WhiteoutFormat, against
+from overlaykit.tree.table import StrPath
+
+logger = logging.getLogger(__name__)
+
+# What a root may hold already when a store is made in it: an OCI layout, and what a killed process left of a store.
+OURS = {"oci-layout", "index.json", "blobs", "ingest", "lock", "snapshots", "leases", "lost+found"}
+OURS |= {"store.db", "store.db-wal", "store.db-shm", "store.db-journal"}
+
+
+def default_root() -> Path:
+    """$OVERLAYKIT_ROOT, else /var/lib/overlaykit for root and $XDG_DATA_HOME/overlaykit for everyone else."""
+    if named := os.environ.get("OVERLAYKIT_ROOT"):
+        return Path(named)
+    if os.geteuid() == 0:
+        return Path("/var/lib/overlaykit")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "overlaykit"
+
+
+@dataclass
+class Removed:
+    """What became of an image that was to be removed: names it lost, whether it is gone, and what came free."""
+
+    untagged: list[str]
+    image: str | None = None
+    freed: Freed = field(default_factory=Freed)
+
+
+class Store:
+    """The store in one root folder; a context manager. Any number of threads, objects and processes may use one root."""
+
+    def __init__(self, root: StrPath | None = None) -> None:
+        """The store in `root` (see `default_root`), made there if there is none."""
+        self.root = Path(os.path.realpath(default_root() if root is None else root))
+        _refuse_foreign(self.root)
+        self.layout = Layout.create(self.root)
+        for part in ("snapshots", "leases", "ingest"):
+            (self.root / part).mkdir(mode=0o700, exist_ok=True)
+        self._records = Records(self.root / "store.db")
+        self._overlays: dict[str, Overlay] = {}
+        self._lock = threading.RLock()
+        try:
+            self.snapshots = Snapshotter(self.root / "snapshots", self._records, self._whiteouts())
+            self._collector = Collector(self.root, self.layout, self._records, self.snapshots)
+            self._leases = self._collector.leases
+            self._leases.recover()
+            self.layout.clear_stale_ingests()
+        except BaseException:
+            self._records.close()
+            raise
+
+    def _whiteouts(self) -> WhiteoutFormat:
+        """How layers on disk say that a name is gone: decided when the store is made, by what its maker may write."""
+        row = self._records.row("SELECT value FROM meta WHERE name = 'whiteouts'")
+        if row is None:
+            for form in (WhiteoutFormat.OVERLAY, WhiteoutFormat.USERXATTR):
+                if keeps_xattr(self.root / "snapshots", f"{form.xattr_prefix}opaque"):
+                    break
+            else:
+                raise Unsupported(f"{self.root} is on a file system without extended attributes", hint="use another root")
+            self._records.execute("INSERT OR IGNORE INTO meta VALUES ('whiteouts', ?)", form.value)
+            return self._whiteouts()
+        return WhiteoutFormat(row["value"])
+
+    def close(self) -> None:
+        """Close every container's files and the records. Closing twice is no error."""
+        for id in list(self._overlays):
+            self.close_overlay(id)
+        self._records.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.root}>"
+
+    @contextmanager
+    def _operation(self) -> Iterator[LeasedLayout]:
+        """The layout for one operation, with its lease: what the operation made goes if it fails."""
+        with self._leases.hold() as lease:
+            yield LeasedLayout(self.root, lease)
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    def images(self) -> list[StoredImage]:
+        """Every image, the newest first."""
+        return images.listed(self.layout)
+
+    def image(self, name: str) -> StoredImage:
+        """The image called NAME[:TAG] or NAME@DIGEST, or that of a digest, an id or the beginning of an id. NotFound."""
+        return images.find(self.layout, name)
+
+    def load(
+        self, path: StrPath, *, platform: Platform | str | None = None, progress: Progress | None = None
+    ) -> list[StoredImage]:
+        """The images in a docker-archive, OCI archive or OCI layout directory, which are in the store from now on.
+
+        platform: of an index, the image for that one ("linux/arm64"), not for this machine. All of them, or with an error
+        none: InvalidImage, InvalidLayer, IntegrityError.
+        """
+        wanted = Platform.parse(platform) if isinstance(platform, str) else platform
+        with about(path), self._operation() as layout, Archive(path, platform=wanted) as archive:
+            found = [([whole_name(name) for name in names], image) for names, image in archive.images]
+            known = {pair for image in self.images() for pair in _layer_ids(image)}
+            counter = Counter(progress, "load", sum(layer.size for _, image in found for layer in image.layers))
+            kept = [(names, ingest_image(layout, image, known, counter)) for names, image in found]
+            for names, descriptor in kept:
+                for name in names or [None]:
+                    give_name(self.layout, descriptor, name)
+        return [StoredImage(self.layout, descriptor, names) for names, descriptor in kept]
+
+    def import_rootfs(
+        self,
+        source: StrPath | BinaryIO,
+        name: str | None = None,
+        *,
+        changes: Iterable[str] = (),
+        message: str | None = None,
+        platform: Platform | str | None = None,
+        compression: str = "gzip",
+        progress: Progress | None = None,
+    ) -> StoredImage:
+        """A new base image of a root filesystem: a directory, or a tar (also an open file) that may be compressed.
+
+        changes: of the empty config, in a Dockerfile's words. compression: of a tar that is not compressed yet, or of a
+        directory: gzip, zstd or none, with a level as in "zstd-19".
+        """
+        whole = None if name is None else whole_name(name)
+        config = apply_changes(RuntimeConfig(), changes)
+        where = Platform.parse(platform) if isinstance(platform, str) else platform
+        shown = source if isinstance(source, str | os.PathLike) else "-"
+        losses: Losses = []
+        with about(shown), self._operation() as layout:
+            layer = ingest_rootfs(layout, source, compression, losses, progress)
+            history = History(created=now(), comment=message or f"Imported from {os.path.basename(str(shown))}")
+            image = new_image([layer], platform=where, config=config, history=[history], created=history.created)
+            stored = self._keep(layout, image, whole)
+        _report(f"import {shown}", losses)
+        return stored
+
+    def tag(self, image: StoredImage | str, name: str) -> StoredImage:
+        """The image, with `name` as one more name, which no other image has then. NotFound."""
+        whole = whole_name(name)
+        found = self.image(image) if isinstance(image, str) else image
+        try:
+            give_name(self.layout, found.descriptor, whole, known_as=[found.digest])
+        except KeyError:
+            raise NotFound(f"no image {found}: it has just been removed") from None
+        return self.image(found.digest)
+
+    def remove_image(self, image: StoredImage | str, *, force: bool = False) -> Removed:
+        """Take the name `image` away; with its last one, or by id, the image too, and all that nothing else needs.
+
+        InUse if containers need it, or if an id has several names; force: take all names away all the same.
+        """
+        found = self.image(image) if isinstance(image, str) else image
+        names = [n for n in found.names if isinstance(image, str) and _is_name(image) and n == whole_name(image)]
+        if not names and len(found.names) > 1 and not force:
+            raise InUse(f"image {found.id.short} has {len(found.names)} names: {', '.join(found.tags)}", hint="rmi -f")
+        names = names or list(found.names)
+        goes = set(names) == set(found.names)
+        users = [r["name"] for r in self._records.rows("SELECT name FROM containers WHERE image = ?", str(found.digest))]
+        if goes and users and not force:
+            hint = f"overlaykit rm {users[0]} first; rmi -f takes only the name"
+            raise InUse(f"image {found} is needed by container {', '.join(users[:3])}", hint=hint)
+
+        def without(entries: tuple[Descriptor, ...]) -> list[Descriptor]:
+            return [d for d in entries if name_of(d) not in names and not (goes and d.digest == found.digest)]
+
+        self.layout.edit(without)
+        removed = Removed([familiar(name) for name in names])
+        if goes:
+            removed.freed = self._collector.remove(_things(found))
+            removed.image = None if users else found.id
+        return removed
+
+    def gc(self) -> Freed:
+        """Remove blobs, layers and directories that no image, container or running operation needs."""
+        return self._collector.collect()
+
+    def unpack(self, image: StoredImage) -> str | None:
+        """The chain_id of the image, whose layers are all unpacked now, each once in the store. None if it has none."""
+        with self._operation() as layout:
+            return self._unpack(image, layout.lease)
+
+    def _unpack(self, image: Image, lease: Lease) -> str | None:
+        lease.add(*_things(image))
+        if not self.layout.has(image.digest):
+            raise NotFound(f"no image {image}: it has just been removed")
+        losses: Losses = []
+        below: str | None = None
+        for chain_id, layer in zip(image.chain_ids, image.layers, strict=True):
+            if not self.snapshots.has(chain_id):
+                # Whoever wants the same layer waits here, and finds it done.
+                with self._leases.hold(f"unpack-{chain_id.encoded}") as own:
+                    if not self.snapshots.has(chain_id):
+                        self._apply(layer, chain_id, below, own, losses)
+            below = chain_id
+        _report(f"image {image}", losses)
+        return below
+
+    def _apply(self, layer: Layer, chain_id: str, below: str | None, lease: Lease, losses: Losses) -> None:
+        snapshots = self.snapshots
+        lowers = list(zip(snapshots.lowers(below), snapshots.trees(below), strict=True)) if below else []
+
+        def write(directory: Path) -> Tree:
+            with layer.uncompressed() as stream:
+                tree = apply_layer(stream, directory, whiteouts=snapshots.whiteouts, lowers=lowers, losses=losses)
+                stream.drain()
+                return tree
+
+        snapshots.apply(chain_id, below, write, lease)
+
+    def _keep(self, layout: LeasedLayout, image: Image, name: str | None) -> StoredImage:
+        """A new image, in the store: documents, then its name."""
+        descriptor = add_documents(layout, image)
+        give_name(self.layout, descriptor, name)
+        return StoredImage(self.layout, descriptor, [] if name is None else [name])
+
+    # --- containers ---------------------------------------------------------------------------------------------------
+
+    def containers(self) -> list[Container]:
+        """Every container, the newest first."""
+        return [Container(self, record) for record in containers.everything(self._records)]
+
+    def container(self, name: str) -> Container:
+        """The container of that name or id, or of an id that begins so. NotFound."""
+        return Container(self, containers.find(self._records, name))
+
+    def create(self, image: StoredImage | str, *, name: str | None = None) -> Container:
+        """A new container of `image`: an empty writable layer on top of its layers, which are unpacked if they are not.
+
+        NotFound; AlreadyExists for a name that is taken.
+        """
+        if name is not None and self._has_container(check_container_name(name)):
+            raise AlreadyExists(f"there is a container {name}", hint=f"overlaykit rm {name}, or choose another name")
+        found = self.image(image) if isinstance(image, str) else image
+        called = image if isinstance(image, str) else str(found)
+        id = secrets.token_hex(32)
+        with self._operation() as layout:
+            parent = self._unpack(found, layout.lease)
+            prepared = self.snapshots.prepare_directory(parent, layout.lease)
+            with self._records.transaction():
+                chosen = name or self._free_name()
+                record = Record(id, chosen, found.digest, called, time.time_ns(), found.runtime)
+                try:
+                    containers.insert(self._records, record)
+                except sqlite3.IntegrityError:
+                    raise AlreadyExists(f"there is a container {chosen}") from None
+                self.snapshots.record(prepared, id, parent)
+        return Container(self, record)
+
+    def _has_container(self, name: str) -> bool:
+        return self._records.row("SELECT 1 FROM containers WHERE name = ?", name) is not None
+
+    def _free_name(self) -> str:
+        while self._has_container(name := random_name()):
+            name = f"{name}_{secrets.token_hex(2)}"
+            if not self._has_container(name):
+                break
+        return name
+
+    def commit(
+        self,
+        container: Container,
+        name: str | None,
+        author: str | None,
+        message: str | None,
+        changes: Iterable[str],
+        compression: str,
+    ) -> StoredImage:
+        """What Container.commit does."""
+        whole = None if name is None else whole_name(name)
+        runtime = apply_changes(container.config, changes)
+        base = container.image
+        losses: Losses = []
+        with self._operation() as layout:
+            layout.lease.add(*_things(base))
+            lower = container.lower()
+            changeset = against(container.changeset(lower), lower)
+            told = History(
+                created=now(), created_by=" ".join(runtime.cmd or ()) or None, author=author, comment=message
+            )
+            if says_nothing(changeset):
+                image = with_config(base, history=told)
+            else:
+                layer = pack(layout, changeset, self.snapshots.fs(container.id), compression=compression, losses=losses)
+                image = append(base, layer, history=told)
+            image = with_config(image, author=author or base.config.author, **asdict(runtime))
+            stored = self._keep(layout, image, whole)
+        _report(f"commit {container.name}", losses)
+        return stored
+
+    def remove_container(self, container: Container, force: bool) -> int:
+        """What Container.remove does."""
+        container.check_unused(force=force)
+        snapshot = self.snapshots.stat(container.id)
+        with self._operation() as layout:
+            layout.lease.add(f"snapshots/{snapshot.id}")
+            with self._records.transaction():
+                self._records.execute("DELETE FROM containers WHERE id = ?", container.id)
+                self.snapshots.forget(snapshot.id)
+            return self.snapshots.remove_directory(snapshot.id)
+
+    def overlay(self, id: str, open: Callable[[], Overlay]) -> Overlay:
+        """The one Overlay that this store has of container `id`, opened by `open` if it has none."""
+        with self._lock:
+            overlay = self._overlays.get(id)
+            if overlay is None or overlay.closed:
+                overlay = self._overlays[id] = open()
+            return overlay
+
+    def close_overlay(self, id: str) -> None:
+        with self._lock:
+            overlay = self._overlays.pop(id, None)
+            if overlay is not None:
+                overlay.close()
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """What there is to know of a container or else an image, under the names that Docker gives it. NotFound."""
+        try:
+            return self.container(name).inspect()
+        except NotFound:
+            pass
+        try:
+            return self.inspect_image(name)
+        except OverlaykitError:
+            raise NotFound(f"no container and no image {name}") from None
+
+    def inspect_image(self, name: str) -> dict[str, Any]:
+        """The same of an image."""
+        image = self.image(name)
+        top = image.chain_ids[-1] if image.diff_ids else None
+        return images.inspect(image, self.snapshots.driver_data(top) if top and self.snapshots.has(top) else None)
+
+
+def _refuse_foreign(root: Path) -> None:
+    """Unsupported for a directory that holds anything but a store or an OCI layout."""
+    if root.is_dir() and not (root / "store.db").exists() and (foreign := sorted(set(os.listdir(root)) - OURS)):
+        raise Unsupported(f"{root} is no store and not empty: it has {foreign[0]}", hint="choose an empty directory")
+
+
+def _is_name(text: str) -> bool:
+    try:
+        whole_name(text)
+    except OverlaykitError:
+        return False
+    return True
+
+
+def _layer_ids(image: Image) -> Iterator[tuple[Any, Any]]:
+    return ((layer.digest, layer.diff_id) for layer in image.layers)
+
+
+def _things(image: Image) -> set[str]:
+    """Everything that an image is made of, as leases name it: its blobs, and its layers where they are unpacked."""
+    manifest = image.manifest
+    return {image.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers), *image.chain_ids}
+
+
+def _report(what: str, losses: Losses) -> None:
+    if losses:
+        more = f", and {len(losses) - 1:,} more" if len(losses) > 1 else ""
+        logger.warning("%s: not everything could be kept: %s%s", what, losses[0], more)
