@@ -48,6 +48,7 @@ setup(
         # One folder for each kind of build: switching between them must never reuse the other's C.
         build_dir="build/cython-" + ("debug" if DEBUG else "release"),
         compiler_directives=directives,
-        nthreads=0,
-    )
+        nthreads=os.cpu_count() or 1,
+    ),
+    options={"build_ext": {"parallel": os.cpu_count()}},
 )
