@@ -21,25 +21,25 @@ WORDS = ["core", "utils", "test", "data", "config", "locale", "common", "base", 
 WORDS += ["stream", "cache", "doc", "__pycache__", "include", "lib", "api", "format", "codec", "index", "schema"]
 ENDINGS = [".py", ".pyc", ".so", ".h", ".js", ".json", ".mo", ".txt", ".gz", "", ".conf", ".md5sums"]
 MTIME_NS = 1_700_000_000 * 10**9  # 2023-11-14
+JOINS = ["", "-", "_", "-ng", "lib"]
 DEEPEST = 7  # components of a directory
 
 
 def directories(rng: random.Random, count: int) -> list[str]:
-    """About `count` directories, parents before what is in them."""
+    """About `count` directories, those at the top first."""
     found: dict[str, None] = {}
 
     def add(path: str) -> None:
-        *above, _ = path.split("/")
+        above = path.split("/")
         for i in range(1, len(above) + 1):
             found.setdefault("/".join(above[:i]))
-        found.setdefault(path)
 
     for path in TOP:
         add(path)
     homes = [p for p in TOP for _ in range(4)]
     while len(found) < count:
         home = rng.choice(homes)
-        path = f"{home}/{rng.choice(WORDS)}{rng.choice(['', '-', '_'])}{rng.choice(WORDS)}{rng.randrange(100)}"
+        path = f"{home}/{rng.choice(WORDS)}{rng.choice(JOINS)}{rng.randrange(100)}"
         add(path)
         if path.count("/") + 1 < DEEPEST:
             homes.append(path)
@@ -47,32 +47,31 @@ def directories(rng: random.Random, count: int) -> list[str]:
 
 
 def layer_paths(size: int, count: int, seed: int = 1) -> tuple[list[set[str]], set[str]]:
-    """The paths of `count` layers with `size` in all, each with its parents; and which of them are directories.
+    """The paths of `count` layers with `size` in all, each with its parents; and all directories there are.
 
-    Six files of ten are in a directory that belongs to their layer, the others in those of any: most layers of an image
-    are a package's own directories, but usr/bin and etc are everybody's. About one file in fifty is in two layers.
+    Nine of ten directories belong to one layer, as a package's own do; the others (usr/bin, etc) take files of all. Two
+    files of a hundred are there again in another layer.
     """
     rng = random.Random(seed)
-    all_dirs = directories(rng, size // 12 + len(TOP))
-    owners = [rng.randrange(count) for _ in all_dirs]
+    found = directories(rng, size // 9 + len(TOP))
+    owners = [rng.randrange(count) if rng.random() < 0.9 else -1 for _ in found]
     layers: list[set[str]] = [set() for _ in range(count)]
-    room = [size // count] * count
+    left = [size // count] * count
     last = ""
-    while any(r > 0 for r in room):
-        at = rng.randrange(len(all_dirs))
-        number = owners[at] if rng.random() < 0.6 else rng.randrange(count)
-        if room[number] <= 0:
-            number = rng.choice([n for n in range(count) if room[n] > 0])
-        layer, before = layers[number], len(layers[number])
+    while any(n > 0 for n in left):
+        at = rng.randrange(len(found))
+        number = owners[at]
+        path = f"{found[at]}/{rng.choice(WORDS)}_{rng.randrange(10 ** rng.randrange(1, 6))}{rng.choice(ENDINGS)}"
         if last and rng.random() < 0.02:
-            path = last
-        else:
-            path = f"{all_dirs[at]}/{rng.choice(WORDS)}_{rng.randrange(10 ** rng.randrange(1, 6))}{rng.choice(ENDINGS)}"
-        last = path
+            path, number = last, -1
+        if number < 0 or left[number] <= 0:
+            number = rng.choice([n for n in range(count) if left[n] > 0])
+        layer, before = layers[number], len(layers[number])
         layer.add(path)
         up = path.rpartition("/")[0]
         while up and up not in layer:
             layer.add(up)
             up = up.rpartition("/")[0]
-        room[number] -= len(layer) - before
-    return layers, {""}.union(all_dirs)
+        left[number] -= len(layer) - before
+        last = path
+    return layers, {"", *found}

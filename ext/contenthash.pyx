@@ -10,8 +10,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcmp, memcpy
 
 from posix_at cimport (
-    O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, PATH_MAX, SEEK_DATA, SEEK_HOLE, SEEK_SET, c_stat, close, fstat,
-    lseek, open_at, read_full, read_some, ssize_t,
+    O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, SEEK_DATA, SEEK_HOLE, SEEK_SET, c_stat, close, fstat,
+    lseek, open_at, read_full, read_some,
 )
 
 cdef enum:

@@ -13,7 +13,7 @@ from libc.string cimport memcpy, strlen, strncmp
 from posix_at cimport (
     AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, FICLONE, NAME_MAX, O_CREAT, O_DIRECTORY, O_EXCL, O_NOATIME, O_NOFOLLOW,
     O_NONBLOCK, O_RDONLY, O_WRONLY, PATH_MAX, RENAME_NOREPLACE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SEEK_DATA,
-    SEEK_HOLE, SEEK_SET, c_stat, close, copy_file_range, fchmod, fchmodat, fchown, fchownat, fgetxattr, flistxattr,
+    SEEK_HOLE, SEEK_SET, c_stat, close, copy_file_range, fchmod, fchmodat, fchownat, fgetxattr, flistxattr,
     fsetxattr, fstat, fstatat, fsync, ftruncate, futimens, ioctl, lgetxattr, llistxattr, lseek, lsetxattr, mkdirat,
     mknodat, mode_t, open_at, read_some, readlinkat, rename_at as c_rename_at, snprintf, ssize_t, symlinkat, timespec,
     unlinkat, utimensat, write_full,

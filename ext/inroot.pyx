@@ -1,13 +1,13 @@
 """Opening below a directory that somebody else wrote: symlinks stay inside it (RESOLVE_IN_ROOT) or are refused
 (RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS). Without openat2 the same by a walk of O_PATH descriptors, a name at a time."""
-from libc.errno cimport E2BIG, EAGAIN, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOSYS, ENOTDIR, EPERM, EXDEV, errno
+from libc.errno cimport E2BIG, EAGAIN, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOSYS, EPERM, EXDEV, errno
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memmove, strlen
 
 from posix_at cimport (
     AT_SYMLINK_NOFOLLOW, O_CLOEXEC, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_PATH, PATH_MAX,
     RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, S_IFLNK, S_IFMT,
-    c_stat, close, fstat, fstatat, mkdirat, mode_t, open_at, open_at2, readlinkat, ssize_t,
+    c_stat, close, fstatat, mkdirat, mode_t, open_at, open_at2, readlinkat, ssize_t,
 )
 
 import os

@@ -108,7 +108,9 @@ cdef extern from *:
     """
     #include <stdint.h>
     /* What getdents64(2) writes; glibc declares it only under another name. */
-    struct overlaykit_dirent { uint64_t d_ino; int64_t d_off; unsigned short d_reclen; unsigned char d_type; char d_name[]; };
+    struct overlaykit_dirent {
+        uint64_t d_ino; int64_t d_off; unsigned short d_reclen; unsigned char d_type; char d_name[];
+    };
     """
     struct linux_dirent "overlaykit_dirent":
         uint64_t d_ino

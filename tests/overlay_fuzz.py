@@ -27,6 +27,7 @@ from kernel_overlay import SCRATCH, Chroot, mounted
 
 from overlaykit._ext import copyup
 from overlaykit.overlay import Overlay, View
+from overlaykit.tree import WhiteoutFormat, scan
 
 NAMES = ["a", "b", "c", "d", "e", "f"]
 ODD = [".", "..", "x" * 255, "x" * 256, "\udcff", ".wh.a", ".wh..wh..opq", "a b", "#1"]
@@ -34,6 +35,9 @@ TARGETS = ["a", "b", "../a", "/a", "/b/c", "../../..", "a/b", "loop", "missing",
 XATTRS = ["user.k", "user.overlay.opaque", "trusted.k", "trusted.overlay.opaque", "trusted.overlay.overlay.x", "security.k"]
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 ACL = bytes.fromhex("0200000001000600ffffffff02000400e803000004000400ffffffff10000600ffffffff20000400ffffffff")
+SYSTEM_XATTRS = {
+    "security.capability": CAPABILITY, "system.posix_acl_access": ACL, "system.posix_acl_default": ACL
+}  # fmt: skip
 OLD = 1_000_000_000  # all times that a program sets are far from now
 
 Op = tuple[Any, ...]
@@ -100,7 +104,7 @@ class Maker:
                 r.choice([0, 1000]),
                 r.choice([0, 1000]),
                 OLD + r.randrange(10**6) * 1000 + r.randrange(10**9) / 10**9,
-                r.choice([None, None, "user.k", "security.capability", "system.posix_acl_access", "system.posix_acl_default"]),
+                r.choice([None, None, "user.k", *SYSTEM_XATTRS]),
             )
             argument: Any = self.content() if kind == "file" else None
             if kind == "link":
@@ -142,15 +146,16 @@ class Maker:
         if name == "symlink":
             return name, r.choice(TARGETS), path
         if name == "mknod":
-            mode, device = r.choice([(stat.S_IFIFO, 0), (stat.S_IFCHR, os.makedev(1, 3)), (stat.S_IFCHR, 0), (stat.S_IFREG, 0)])
+            nodes = [(stat.S_IFIFO, 0), (stat.S_IFCHR, os.makedev(1, 3)), (stat.S_IFCHR, 0), (stat.S_IFREG, 0)]
+            mode, device = r.choice(nodes)
             return name, path, mode | 0o640, device
         if name == "chown":
             return name, path, r.choice([-1, 0, 1000]), r.choice([-1, 0, 1000]), r.random() < 0.5
         if name == "utime":
             return name, path, (OLD * 10**9 + r.randrange(10**15), OLD * 10**9 + r.randrange(10**15)), r.random() < 0.5
         if name == "setxattr":
-            key = r.choice([*XATTRS, "security.capability", "system.posix_acl_access", "system.posix_acl_default"])
-            value = {"security.capability": CAPABILITY}.get(key, ACL if key.startswith("system") else r.choice([b"", b"v", b"y"]))
+            key = r.choice([*XATTRS, *SYSTEM_XATTRS])
+            value = SYSTEM_XATTRS.get(key) or r.choice([b"", b"v", b"y"])
             return name, path, key, value, r.choice([0, 0, 1, 2]), r.random() < 0.7
         if name in ("removexattr", "getxattr"):
             return name, path, r.choice(XATTRS)
@@ -243,13 +248,12 @@ def dress(target: Path, kind: str, look: tuple[Any, ...]) -> None:
     os.chown(target, uid, gid, follow_symlinks=False)
     if kind != "link":
         target.chmod(mode if kind not in ("dir", "opaque") else mode | 0o700)
-    values = {"user.k": b"v", "security.capability": CAPABILITY, "system.posix_acl_access": ACL, "system.posix_acl_default": ACL}
     if xattr and (kind in ("file", "dir", "opaque") or (xattr == "security.capability" and kind == "sparse")):
         if xattr == "security.capability" and kind in ("dir", "opaque"):
             return
         if xattr == "system.posix_acl_default" and kind == "file":
             return
-        os.setxattr(target, xattr, values[xattr])
+        os.setxattr(target, xattr, SYSTEM_XATTRS.get(xattr, b"v"))
     os.utime(target, (mtime, mtime), follow_symlinks=False)
 
 
@@ -411,11 +415,9 @@ class Side:
                 entry.append(hashlib.md5(os.read(fd, 1 << 20)).hexdigest())
                 os.close(fd)
             elif stat.S_ISDIR(st.st_mode):
-                for name in self.names(path):
-                    todo.append((path if path != "/" else "") + "/" + name)
-            for key in sorted(self.fs.listxattr(path, follow_symlinks=False)):
-                entry.append((key, self.fs.getxattr(path, key, follow_symlinks=False)))
-            out[path] = tuple(entry)
+                todo.extend(path.rstrip("/") + "/" + name for name in self.names(path))
+            keys = sorted(self.fs.listxattr(path, follow_symlinks=False))
+            out[path] = (*entry, *((key, self.fs.getxattr(path, key, follow_symlinks=False)) for key in keys))
         return out
 
 
@@ -484,9 +486,8 @@ class Runner:
             os.utime(self.upper[side], (OLD, OLD))
 
     def kernel(self, lowers: str, upper: str) -> Any:
-        return mounted(
-            self.lowers[lowers], self.upper[upper], self.work[upper], self.base / "merged", **self.case.profile.mount_options()
-        )
+        options = self.case.profile.mount_options()
+        return mounted(self.lowers[lowers], self.upper[upper], self.work[upper], self.base / "merged", **options)
 
     def ours(self, lowers: str, upper: str) -> Overlay:
         return Overlay(self.lowers[lowers], self.upper[upper], self.work[upper], **self.case.profile.mount_options())
@@ -541,15 +542,23 @@ class Runner:
             viewed = Side(view, self.began, True).tree()
         self.compare(theirs, mine, "uppers read by the other", None)
         self.compare(mine, viewed, "overlay and view", None)
+        if self.case.profile.redirect_dir or self.case.profile.metacopy:
+            return
+        form = WhiteoutFormat.USERXATTR if self.case.profile.userxattr else WhiteoutFormat.OVERLAY
+        layers = [*self.lowers["k"], self.upper["k"]]
+        trees = [scan(layer, whiteouts=form) for layer in layers]
+        with View(layers, trees=trees, userxattr=self.case.profile.userxattr) as view:
+            self.compare(viewed, Side(view, self.began, True).tree(), "view without and with trees", None)
 
     @staticmethod
     def compare(kernel: dict[str, Any], ours: dict[str, Any], what: str, step: int | None) -> None:
         if kernel == ours:
             return
-        lines = []
-        for path in sorted(kernel.keys() | ours.keys()):
-            if kernel.get(path) != ours.get(path):
-                lines.append(f"  {path}\n    kernel     {kernel.get(path)}\n    overlaykit {ours.get(path)}")
+        lines = [
+            f"  {path}\n    kernel     {kernel.get(path)}\n    overlaykit {ours.get(path)}"
+            for path in sorted(kernel.keys() | ours.keys())
+            if kernel.get(path) != ours.get(path)
+        ]
         raise Difference(f"{what}:\n" + "\n".join(lines[:8]), step)
 
 

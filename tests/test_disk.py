@@ -13,7 +13,8 @@ from strategies import oci_tables, plain_tables
 from treetext import text
 
 from overlaykit.errors import InvalidLayer, UnsafePath
-from overlaykit.oci.disk import apply_layer
+from overlaykit.oci.digest import Digest
+from overlaykit.oci.disk import apply_layer, pack_layer
 from overlaykit.tree import Entry, Flag, Kind, Tree, from_entries, index_tar, merge, regular, scan, write_tar
 
 
@@ -137,3 +138,24 @@ def test_folding_layers_shows_what_merging_them_says(
     # A directory that no layer wrote has the time at which it was made.
     written = [i for i, e in enumerate(expected) if i and not e.flags & Flag.IMPLIED and e.mtime_ns]
     assert [found.mtime_ns[i] for i in written] == [expected.mtime_ns[i] for i in written]
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
+def test_packing_is_the_inverse_of_applying(tmp_path: Path, compression: str) -> None:
+    old, new, copy = (tmp_path / n for n in ("old", "new", "copy"))
+    for home in (old, new, copy):
+        home.mkdir()
+        os.utime(home, ns=(7, 7))
+    for home in (old, copy):
+        apply_layer(tar(("a", b"1"), ("d", None), ("d/x", b"x"), ("l", "-> a"), ("h", "= a")), home)
+    apply_layer(tar(("a", b"2"), ("d", b"now a file"), ("n", None), ("n/é", b"y"), ("l", "-> b"), ("k", "= a")), new)
+    blob = io.BytesIO()
+    layer = pack_layer(new, blob, lower=old, compression=compression, subsecond=True)
+    assert layer.descriptor.size == len(blob.getvalue())
+    assert layer.descriptor.digest == Digest.of(blob.getvalue())
+    blob.seek(0)
+    apply_layer(blob, copy, layer.descriptor.media_type)
+    assert text(scan(copy)) == text(scan(new))
+    again = io.BytesIO()
+    assert pack_layer(new, again, lower=old, compression=compression, subsecond=True) == layer
+    assert again.getvalue() == blob.getvalue()

@@ -87,7 +87,8 @@ def saved(bookworm: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """The image that went the whole way, in all three forms."""
     top = tmp_path_factory.mktemp("handover")
     with overlaykit.Store(top / "first") as store:
-        with store.create(store.import_rootfs(bookworm, "localhost/debian:1"), name="second") as container:
+        base = store.import_rootfs(bookworm, "localhost/debian:1")
+        with store.create(base, name="second") as container:
             change(container.fs, SECOND)
             container.commit("localhost/debian:2").save(top / "two.tar")
     with overlaykit.Store(top / "store") as store:

@@ -7,19 +7,26 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from overlaykit.errors import AlreadyExists, InvalidLayer
-from overlaykit.oci.layer import compression_named
-from overlaykit.oci.pipeline import LayerStream
+from overlaykit.oci.digest import Digest, Reader, hasher
+from overlaykit.oci.documents import Descriptor
+from overlaykit.oci.layer import compression_named, layer_type
+from overlaykit.oci.pipeline import CompressingWriter, LayerStream
+from overlaykit.oci.streams import Compression
 from overlaykit.overlay.apply import apply_layer as apply_to_empty
+from overlaykit.overlay.contents import Contents
 from overlaykit.overlay.fold import fold_layer
+from overlaykit.tree.diff import against, diff
 from overlaykit.tree.losses import Losses
+from overlaykit.tree.scan import scan
+from overlaykit.tree.table import StrPath, Tree
+from overlaykit.tree.tarwrite import write_tar
 from overlaykit.tree.whiteout import WhiteoutFormat
 
 if TYPE_CHECKING:
     from overlaykit.oci.image import Image
-    from overlaykit.tree.table import StrPath, Tree
 
 
 def unpack(image: Image, directory: StrPath, *, max_size: int | None = None, losses: Losses | None = None) -> None:
@@ -48,7 +55,7 @@ def unpack(image: Image, directory: StrPath, *, max_size: int | None = None, los
 
 
 def apply_layer(
-    blob: StrPath | io.RawIOBase | io.BufferedIOBase,
+    blob: StrPath | BinaryIO,
     directory: StrPath,
     media_type: str | None = None,
     *,
@@ -57,12 +64,74 @@ def apply_layer(
 ) -> Tree:
     """The Tree of the layer in `blob`, a tar that may be compressed, once `directory` shows what it does to it.
 
-    All or nothing: an error leaves `directory` as it was. media_type: what the blob claims to be; InvalidLayer if that is
-    no layer's. How it is compressed its own first bytes say. max_size: bytes that it may unpack to. Raises InvalidLayer,
-    UnsafePath or IntegrityError for what is wrong with the layer, OSError for what the file system refuses.
+    blob: a path, or a stream, which is read to its end and stays open. All or nothing: an error leaves `directory` as it
+    was. media_type: what the blob claims to be; InvalidLayer if that is no layer's. How it is compressed its own first
+    bytes say. max_size: bytes that it may unpack to. Raises InvalidLayer, UnsafePath or IntegrityError for what is wrong
+    with the layer, OSError for what the file system refuses.
     """
     if media_type is not None and compression_named(media_type) is None:
         raise InvalidLayer(f"{media_type} is not the media type of a layer")
-    source = open(blob, "rb") if isinstance(blob, str | os.PathLike) else blob
+    source = open(blob, "rb") if isinstance(blob, str | os.PathLike) else _Lent(blob)
     with LayerStream(source, max_size=max_size) as stream:
         return fold_layer(stream, directory, verify=stream.drain, losses=losses)
+
+
+class _Lent(Reader):
+    """The caller's stream, which stays open."""
+
+    def close(self) -> None:
+        io.RawIOBase.close(self)
+
+
+class PackedLayer(NamedTuple):
+    """A layer that was written: its blob's descriptor, and the digest of its uncompressed tar."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+
+
+def pack_layer(
+    directory: StrPath,
+    out: BinaryIO,
+    *,
+    lower: Tree | StrPath | None = None,
+    whiteouts: WhiteoutFormat = WhiteoutFormat.NONE,
+    compression: str = "gzip",
+    source_date_epoch: int | None = None,
+    subsecond: bool = False,
+    losses: Losses | None = None,
+) -> PackedLayer:
+    """Write to `out` the layer that leads from `lower` to what `directory` holds: the inverse of `apply_layer`.
+
+    directory  the whole tree as it shall be (whiteouts NONE), or an overlay's upper (OVERLAY, USERXATTR)
+    lower      what the layer goes on top of: a directory, or a merged Tree; None: nothing
+    compression, source_date_epoch, subsecond  as `Compression.parse` and `write_tar` have them
+
+    The same input gives the same bytes. What a layer cannot carry is appended to `losses`. Raises OSError for what cannot
+    be read, InvalidLayer for an upper whose redirects or metacopies nobody has resolved.
+    """
+    how = Compression.parse(compression)
+    found = scan(directory, whiteouts=whiteouts)
+    below = lower if lower is None or isinstance(lower, Tree) else scan(lower)
+    if below is not None:
+        found = against(diff(below, found) if whiteouts is WhiteoutFormat.NONE else found, below)
+    digest, size = hasher(), 0
+
+    def sink(data: bytes) -> None:
+        nonlocal size
+        digest.update(data)
+        size += len(data)
+        out.write(data)
+
+    with CompressingWriter(sink, how) as tar:
+        write_tar(
+            found,
+            Contents(found, directory),
+            tar,
+            source_date_epoch=source_date_epoch,
+            subsecond=subsecond,
+            losses=losses,
+        )
+        tar.finish()
+    blob = Digest(f"sha256:{digest.hexdigest()}")
+    return PackedLayer(Descriptor(media_type=layer_type(how.kind), digest=blob, size=size), tar.diff_id)

@@ -2,6 +2,7 @@
 
 from overlaykit.overlay.entries import DirEntry
 from overlaykit.overlay.mount import Mount, bind_mount, mount, mount_fuse, overlay_mount, unmount
+from overlaykit.overlay.paths import OverlayPath
 from overlaykit.overlay.probe import Features, probe
 from overlaykit.overlay.view import View
 from overlaykit.overlay.writable import Overlay
@@ -11,6 +12,7 @@ __all__ = [
     "Features",
     "Mount",
     "Overlay",
+    "OverlayPath",
     "View",
     "bind_mount",
     "mount",

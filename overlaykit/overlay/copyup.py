@@ -238,6 +238,10 @@ class Upper:
         except OSError as e:
             if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            temp = self.temp()
-            copyup.rename_at(node.upper_fd, os.fsencode(name), self.work.fd, os.fsencode(temp), NOREPLACE)
-            self.sweep(temp)
+            self.discard(node, name)
+
+    def discard(self, node: Node, name: str) -> None:
+        """Remove directory `name` of upper with all that is in it: out of sight at once, gone in a while."""
+        temp = self.temp()
+        copyup.rename_at(node.upper_fd, os.fsencode(name), self.work.fd, os.fsencode(temp), NOREPLACE)
+        self.sweep(temp)

@@ -19,9 +19,9 @@ class DirEntry(Generic[Name]):
     def __init__(
         self, name: Name, path: Name, look: Callable[[Name, bool], os.stat_result], is_dir: bool | None = None
     ) -> None:
-        self.name = name
-        self.path = path
-        self._look = look
+        self.name: Name = name
+        self.path: Name = path
+        self._look: Callable[[Name, bool], os.stat_result] = look
         self._dir = is_dir
         self._st: os.stat_result | None = None
         self._followed: os.stat_result | None = None
@@ -66,7 +66,7 @@ class Entries(Generic[Name]):
     """The iterator and context manager that scandir gives."""
 
     def __init__(self, entries: Iterator[DirEntry[Name]]) -> None:
-        self._entries = entries
+        self._entries: Iterator[DirEntry[Name]] = entries
 
     def __iter__(self) -> Iterator[DirEntry[Name]]:
         return self
@@ -77,9 +77,7 @@ class Entries(Generic[Name]):
     def __enter__(self) -> Entries[Name]:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:

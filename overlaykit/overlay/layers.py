@@ -16,7 +16,7 @@ from overlaykit._ext import inroot
 from overlaykit.overlay.markers import Markers, is_whiteout_device
 from overlaykit.overlay.nodes import Handle
 from overlaykit.tree.table import Flag, Kind, Tree
-from overlaykit.tree.whiteout import OPAQUE, REDIRECT, WHITEOUT
+from overlaykit.tree.whiteout import OPAQUE, WHITEOUT
 
 
 class Look(Enum):
@@ -115,12 +115,9 @@ class TreeLayer:
 
     live = False
 
-    def __init__(self, root: Handle, tree: Tree, markers: Markers) -> None:
+    def __init__(self, root: Handle, tree: Tree) -> None:
         self.root = root
         self.tree = tree
-        self.markers = markers
-        name = markers.prefix + REDIRECT
-        self.redirects = any(name in xattrs for xattrs in tree.xattr_sets)
 
     def look(self, directory: Handle | None, path: str) -> Look:
         row = self.tree.find(path)
@@ -157,11 +154,7 @@ class TreeLayer:
         return row >= 0 and bool(self.tree.flags[row] & Flag.OPAQUE)
 
     def redirect(self, directory: Handle | None, path: str) -> str | None:
-        # A Tree drops the overlay's own xattrs from what it says; a layer that still has redirects is asked itself.
-        if not self.redirects:
-            return None
-        parent = directory or open_directory(self.root.fd, path.rpartition("/")[0])
-        return self.markers.redirect(parent.fd, last(path))
+        return None  # a Tree has none: see View, trees
 
 
 __all__ = ["DiskLayer", "Layer", "Look", "TreeLayer", "last", "open_directory"]

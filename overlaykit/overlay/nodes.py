@@ -37,12 +37,11 @@ class Node:
     """
 
     __slots__ = (
-        "asked", "children", "dead", "foreign", "handles", "lowers", "name", "names", "parent", "redirect", "upper", "upper_fd",
+        "asked", "children", "dead", "foreign", "handles", "lowers", "name", "names", "parent", "redirect", "upper",
+        "upper_fd",
     )  # fmt: skip
 
-    def __init__(
-        self, parent: Node | None, name: str, upper: Handle | None, lowers: tuple[tuple[int, str], ...]
-    ) -> None:
+    def __init__(self, parent: Node | None, name: str, upper: Handle | None, lowers: tuple[tuple[int, str], ...]) -> None:
         self.parent = parent
         self.name = name
         self.lowers = lowers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import os
@@ -41,8 +42,10 @@ class OsNames(Protocol):
     def symlink(self, src: AnyPath, dst: AnyPath) -> None: ...
     def mknod(self, path: AnyPath, mode: int = 0o600, device: int = 0) -> None: ...
     def chmod(self, path: AnyPath, mode: int) -> None: ...
+    def rename(self, src: AnyPath, dst: AnyPath) -> None: ...
+    def link(self, src: AnyPath, dst: AnyPath) -> None: ...
     def utime(
-        self, path: AnyPath, times: None = None, *, ns: tuple[int, int], follow_symlinks: bool = True
+        self, path: AnyPath, times: None = None, *, ns: tuple[int, int] | None = None, follow_symlinks: bool = True
     ) -> None: ...
     def listxattr(self, path: AnyPath, *, follow_symlinks: bool = True) -> list[str]: ...
     def getxattr(self, path: AnyPath, attribute: str, *, follow_symlinks: bool = True) -> bytes: ...
@@ -131,10 +134,8 @@ class OsNames(Protocol):
         path = text(name).rstrip("/") or "/"
         head = path.rpartition("/")[0]
         if head and not self.exists(head):
-            try:
+            with contextlib.suppress(FileExistsError):  # another thread was faster
                 self.makedirs(head, exist_ok=True)
-            except FileExistsError:  # another thread was faster
-                pass
         if path.rpartition("/")[2] == ".":
             return
         try:
@@ -216,9 +217,7 @@ class OsNames(Protocol):
         """glob, one path after another."""
         given = text(pattern)
         parts = [part for part in given.split("/") if part]
-        yield from self._match(
-            "/" if given.startswith("/") else "", parts, given.endswith("/"), recursive, include_hidden
-        )
+        yield from self._match("/" if given.startswith("/") else "", parts, given.endswith("/"), recursive, include_hidden)
 
     def _match(self, base: str, parts: list[str], slash: bool, recursive: bool, hidden: bool) -> Iterator[str]:
         if not parts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import Protocol
 
 from overlaykit.overlay.osnames import OsNames
@@ -97,5 +96,3 @@ class ReadOnly(OsNames, Protocol):
 
     def removexattr(self, path: AnyPath, attribute: str | bytes, *, follow_symlinks: bool = True) -> None:
         self._refuse_change(path, follow_symlinks)
-
-    def statvfs(self, path: AnyPath = "/") -> os.statvfs_result: ...

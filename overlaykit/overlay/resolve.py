@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from overlaykit.overlay.nodes import UPPER, Found, Node
 from overlaykit.overlay.stack import Stack, fail
@@ -19,22 +19,21 @@ PATH_MAX = 4096  # bytes, the terminating NUL included
 MAX_LINKS = 40  # symlinks in one path (fs/namei.c)
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def names_path(method: Callable[Concatenate[Any, AnyPath, P], R]) -> Callable[Concatenate[Any, AnyPath, P], R]:
+def names_path(method: F) -> F:
     """`method`, whose OSErrors name the path that it was given and not the piece that some system call was given."""
 
     @functools.wraps(method)
-    def wrapper(self: Any, path: AnyPath, *args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(self: Any, path: AnyPath = "/", *args: Any, **kwargs: Any) -> Any:
         try:
             return method(self, path, *args, **kwargs)
         except OSError as e:
             e.filename = os.fspath(path)
             raise
 
-    return wrapper
+    return cast(F, wrapper)
 
 
 class Last(Enum):
@@ -100,9 +99,7 @@ class Resolver:
             self.forget()
             self.stack.root.children.clear()
 
-    def walk(
-        self, path: str, *, follow: bool, parent: bool = False, look: bool = True, creating: bool = False
-    ) -> Place:
+    def walk(self, path: str, *, follow: bool, parent: bool = False, look: bool = True, creating: bool = False) -> Place:
         """Where `path` leads. OSError for what is wrong on the way: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EACCES.
 
         follow    a last symlink is followed (one with a slash behind it always is)

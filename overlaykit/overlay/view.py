@@ -41,14 +41,15 @@ def most_open() -> int:
     return max(16, min(soft // 4, 8192)) if soft != resource.RLIM_INFINITY else 8192
 
 
-def open_layers(lowers: Sequence[StrPath], trees: Sequence[Tree] | None, markers: Markers) -> list[Layer]:
+def open_layers(lowers: Sequence[StrPath], trees: Sequence[Tree | None] | None, markers: Markers) -> list[Layer]:
     """The layers of directories `lowers`, which the trees (if given) describe."""
     if trees is not None and len(trees) != len(lowers):
         raise ValueError(f"{len(lowers)} lowers, but {len(trees)} trees")
     roots = [Handle(os.open(lower, DIRECTORY_FLAGS)) for lower in lowers]
-    if trees is None:
-        return [DiskLayer(root, markers) for root in roots]
-    return [TreeLayer(root, tree, markers) for root, tree in zip(roots, trees, strict=True)]
+    return [
+        DiskLayer(root, markers) if tree is None else TreeLayer(root, tree)
+        for root, tree in zip(roots, trees or [None] * len(roots), strict=True)
+    ]
 
 
 @functools.cache
@@ -63,7 +64,8 @@ def is_protected(what: str) -> bool:
 class View(ReadOnly):
     """A read-only merged view of `lowers`, bottom first; a context manager. All changes are refused with EROFS.
 
-    trees      one Tree per lower, for layers that are committed: then lookups make no system calls
+    trees      one Tree per lower, for layers that are committed: then lookups make no system calls. None for a layer
+               that has to be asked itself, such as one with redirects, of which a Tree knows nothing
     userxattr  marks are user.overlay.* and not trusted.overlay.*
     data       directories that hold data for metacopies only, bottom first
     """
@@ -72,7 +74,7 @@ class View(ReadOnly):
         self,
         lowers: Sequence[StrPath],
         *,
-        trees: Sequence[Tree] | None = None,
+        trees: Sequence[Tree | None] | None = None,
         userxattr: bool = False,
         data: Sequence[StrPath] = (),
     ) -> None:
@@ -108,9 +110,7 @@ class View(ReadOnly):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def _walk(
@@ -289,8 +289,7 @@ class View(ReadOnly):
         if isinstance(given, bytes):
             prefix = given if given.endswith(b"/") else given + b"/"
             return Entries(
-                DirEntry(os.fsencode(name), prefix + os.fsencode(name), self._look, is_dir)
-                for name, is_dir in names.items()
+                DirEntry(os.fsencode(name), prefix + os.fsencode(name), self._look, is_dir) for name, is_dir in names.items()
             )
         base = given if given.endswith("/") else given + "/"
         return Entries(DirEntry(name, base + name, self._look, is_dir) for name, is_dir in names.items())

@@ -20,7 +20,7 @@ from overlaykit.overlay import rename as renaming
 from overlaykit.overlay.attributes import Attributes
 from overlaykit.overlay.copyup import Upper
 from overlaykit.overlay.markers import WHITEOUT_DEV, Markers, is_whiteout_device
-from overlaykit.overlay.mount import Mount, overlay_mount
+from overlaykit.overlay.mount import Mount, mount, mount_fuse, overlay_mount
 from overlaykit.overlay.nodes import UPPER, Found, Node
 from overlaykit.overlay.osnames import DOTS
 from overlaykit.overlay.resolve import AnyPath, Last, Place, names_path
@@ -61,7 +61,7 @@ class Overlay(Attributes):
         metacopy: bool = False,
         index: bool = False,
         volatile: bool = False,
-        trees: Sequence[Tree] | None = None,
+        trees: Sequence[Tree | None] | None = None,
         data: Sequence[StrPath] = (),
     ) -> None:
         if index:
@@ -89,7 +89,7 @@ class Overlay(Attributes):
             [os.path.abspath(lower) for lower in lowers], os.path.abspath(upper), os.path.abspath(work),
             [os.path.abspath(layer) for layer in data],
         )  # fmt: skip
-        self._options = {"metacopy": metacopy, "volatile": volatile}
+        self._metacopy, self._volatile = metacopy, volatile
 
     def close(self) -> None:
         """Let go of all directories and of the lock on work. Closing twice is no error."""
@@ -103,8 +103,23 @@ class Overlay(Attributes):
         lowers, upper, work, data = self._directories
         return overlay_mount(
             lowers, upper, work, target, data=data, userxattr=self._markers.form is WhiteoutFormat.USERXATTR,
-            redirect_dir=self.redirect_dir, **self._options,
+            redirect_dir=self.redirect_dir, metacopy=self._metacopy, volatile=self._volatile,
         )  # fmt: skip
+
+    def mount(self, target: StrPath) -> Mount:
+        """Hand the directories to the kernel, which shows the merged tree at `target`; this Overlay is closed first.
+
+        Where the kernel refuses for want of rights, an installed fuse-overlayfs is tried. OSError with the kernel's words.
+        """
+        what = self.mount_spec(target)
+        self.close()
+        try:
+            return mount(what)
+        except PermissionError as refusal:
+            try:
+                return mount_fuse(what)
+            except Unsupported as e:
+                raise refusal from e
 
     # --- rights ---------------------------------------------------------------------------------------------------
     #
@@ -340,6 +355,42 @@ class Overlay(Attributes):
                 self._upper.remove_dir(node, name)
             kid.dead = True
             node.children.pop(name, None)
+
+    def rmtree(self, path: AnyPath, ignore_errors: bool = False) -> None:
+        """shutil.rmtree. For root a tree goes in one step, seen by others whole or not at all, whatever its size."""
+        if not self._privileged:
+            super().rmtree(path, ignore_errors)
+            return
+        try:
+            self._rmtree(path)
+        except OSError:
+            if not ignore_errors:
+                raise
+
+    @names_path
+    def _rmtree(self, path: AnyPath) -> None:
+        with self._lock:
+            place = self._walk(path, follow=False)
+            if place.found is None:
+                raise fail(errno.ENOENT)
+            if not place.is_dir:
+                raise fail(errno.ENOTDIR)
+            if place.last is not Last.NAME:
+                raise fail(errno.EBUSY)
+            node, name = place.node, place.name
+            covers = self._stack.find_lower(node, name) >= 0
+            self._upper.copy_up_dir(node)
+            if covers:
+                self._upper.whiteout(node, name, over=place.found if place.found.layer == UPPER else None)
+            else:
+                self._upper.discard(node, name)
+            todo = [node.children.pop(name, None)]
+            while todo:
+                kid = todo.pop()
+                if kid is not None:
+                    kid.dead = True
+                    todo.extend(kid.children.values())
+            self._resolver.forget_links()
 
     # --- moving names ---------------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def everything(records: Records) -> list[Record]:
 
 
 def find(records: Records, wanted: str) -> Record:
-    """The container that `wanted` names: its id, its name, or the beginning of its id. NotFound says if there are several."""
+    """The container that `wanted` names: its id, its name, or how its id begins. NotFound also if several ids do."""
     for condition in ("id = ?", "name = ?"):
         row = records.row(f"SELECT * FROM containers WHERE {condition}", wanted)
         if row is not None:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
+from msgspec import to_builtins
+
 from overlaykit.errors import InvalidReference, NotFound, OverlaykitError
 from overlaykit.oci import Descriptor, Layout, Reference
 from overlaykit.oci.image import BlobImage
@@ -100,13 +102,12 @@ def _known(images: list[StoredImage]) -> str:
     if not images:
         return "there is no image yet: overlaykit load FILE, or overlaykit import ROOTFS NAME"
     tags = [tag for image in images for tag in image.tags]
-    return f"there is {', '.join(tags[:3])}{' and more' if len(tags) > 3 else ''}" if tags else "overlaykit images lists them"
+    more = " and more" if len(tags) > 3 else ""
+    return f"there is {', '.join(tags[:3])}{more}" if tags else "overlaykit images lists them"
 
 
 def inspect(image: StoredImage, driver_data: dict[str, str] | None) -> dict[str, Any]:
-    """What there is to know, under the names that Docker gives it. driver_data: where its layers lie, if they are unpacked."""
-    from msgspec import to_builtins
-
+    """What there is to know, under the names that Docker gives it. driver_data: where its layers lie, if unpacked."""
     config = image.config
     last = image.history[-1] if image.history else None
     return {

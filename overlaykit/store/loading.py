@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from overlaykit.errors import OverlaykitError
-from overlaykit.oci import BlobLayer, Descriptor, Digest, Image, Layer, ingest_layer
-from overlaykit.oci import Layout
+from overlaykit.oci import BlobLayer, Descriptor, Digest, Image, Layer, Layout, ingest_layer
 from overlaykit.oci.digest import Readable, Reader, Tee
 from overlaykit.store.packing import LeasedLayout, pack
 from overlaykit.tree import Losses, scan
@@ -49,12 +48,13 @@ class _Counted(Reader):
 def ingest_image(layout: LeasedLayout, image: Image, known: set[tuple[Digest, Digest]], counter: Counter) -> Descriptor:
     """`image`, all of it in `layout`: its manifest's descriptor. Every digest is verified, every layer parsed.
 
-    known: (digest, diff_id) of layers that some image in the layout has: of those only the blob is verified.
+    known: (digest, diff_id) of layers that some image in the layout has: those are verified in both places, not parsed.
     """
     for layer in image.layers:
         layout.lease.add(layer.digest)
         if (layer.digest, layer.diff_id) in known and layout.verify(layer.descriptor):
-            counter.add(layer.size)
+            with counter.over(layer.compressed()) as source:
+                source.drain()
         else:
             _ingest(layout, layer, counter)
     return add_documents(layout, image)
@@ -103,5 +103,3 @@ def about(what: object) -> Iterator[None]:
         if str(what) not in str(e):
             e.args = (f"{what}: {e}", *e.args[1:])
         raise
-
-

@@ -14,21 +14,21 @@ from overlaykit.oci.documents import IMAGE_NAME, REF_NAME
 
 CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}\Z")
 
-QUALITIES = (
-    "amber brave brisk calm clear cosy crisp eager early fair fleet fond fresh gentle glad golden happy hardy jolly keen "
-    "kind lively loyal lucid mellow merry mild neat nimble noble patient plain proud quick quiet ready rosy sharp silent "
-    "sleek smart snug solid steady sunny swift tidy vivid warm wise witty"
-).split()
-THINGS = (
-    "acorn anchor aspen badger barley beacon birch brook cedar clover comet copper coral crane dune ember falcon fern finch "
-    "garnet glacier harbor hazel heron island juniper kestrel lagoon lantern larch lichen linden lotus maple marble meadow "
-    "osprey otter pebble pepper pine plover poppy quartz raven reed river robin saffron spruce thistle tundra walnut willow"
-).split()
+QUALITIES = """
+    amber brave brisk calm clear cosy crisp eager early fair fleet fond fresh gentle glad golden happy hardy jolly keen kind
+    lively loyal lucid mellow merry mild neat nimble noble patient plain proud quick quiet ready rosy sharp silent sleek smart
+    snug solid steady sunny swift tidy vivid warm wise witty
+"""
+THINGS = """
+    acorn anchor aspen badger barley beacon birch brook cedar clover comet copper coral crane dune ember falcon fern finch
+    garnet glacier harbor hazel heron island juniper kestrel lagoon lantern larch lichen linden lotus maple marble meadow
+    osprey otter pebble pepper pine plover poppy quartz raven reed river robin saffron spruce thistle tundra walnut willow
+"""
 
 
 def random_name() -> str:
     """A name for a container, such as quiet_harbor."""
-    return f"{secrets.choice(QUALITIES)}_{secrets.choice(THINGS)}"
+    return f"{secrets.choice(QUALITIES.split())}_{secrets.choice(THINGS.split())}"
 
 
 def check_container_name(name: str) -> str:

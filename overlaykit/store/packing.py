@@ -9,8 +9,7 @@ from pathlib import Path
 from overlaykit.errors import Unsupported
 from overlaykit.oci import BlobLayer, BlobWriter, Compression, Descriptor, Digest, Layout
 from overlaykit.oci.layer import LayerWriter
-from overlaykit.overlay.layers import open_directory
-from overlaykit.overlay.nodes import Handle
+from overlaykit.overlay.contents import Contents
 from overlaykit.store.leases import Lease
 from overlaykit.tree import Kind, Losses, Tree, write_tar
 from overlaykit.tree.table import StrPath
@@ -44,26 +43,9 @@ def pack(
 ) -> BlobLayer:
     """The layer of `tree` (a changeset is one), the content of its files from `directory`. What a layer cannot carry goes
     to `losses`. The same input gives the same layer; SOURCE_DATE_EPOCH bounds its times."""
-    content = _Contents(tree, Handle(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
     with LayerWriter(layout, compression) as out:
-        write_tar(tree, content, out, source_date_epoch=source_date_epoch(), losses=losses)
+        write_tar(tree, Contents(tree, directory), out, source_date_epoch=source_date_epoch(), losses=losses)
         return out.commit()
-
-
-class _Contents:
-    """Opens the files of a tree that lies in a directory, following no symlink, whoever changes it meanwhile."""
-
-    def __init__(self, tree: Tree, root: Handle) -> None:
-        self._tree, self._root = tree, root
-        self._parent, self._handle = "", root
-
-    def __call__(self, row: int) -> int:
-        parent, _, name = self._tree.path(row).rpartition("/")
-        if parent != self._parent:  # rows come directory by directory
-            self._handle, self._parent = open_directory(self._root.fd, parent), parent
-        # O_NONBLOCK: what was a file may be a fifo by now, and nobody may be at its other end.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.open(name, flags, dir_fd=self._handle.fd)
 
 
 def says_nothing(changeset: Tree) -> bool:

@@ -17,7 +17,6 @@ without one is on its way in or out.
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
 import threading
@@ -107,9 +106,7 @@ class Snapshotter:
         scan(directory / "fs", whiteouts=self.whiteouts).save(directory / "tree")
         sync_file_system(directory)
         with _unique(name):
-            self._records.execute(
-                "UPDATE snapshots SET key = ?, kind = ? WHERE id = ?", name, COMMITTED, snapshot.id
-            )
+            self._records.execute("UPDATE snapshots SET key = ?, kind = ? WHERE id = ?", name, COMMITTED, snapshot.id)
         remove_tree(directory / "work")
         return self.stat(name)
 

@@ -128,9 +128,7 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -167,7 +165,9 @@ class Store:
             counter = Counter(progress, "load", sum(layer.size for _, image in found for layer in image.layers))
             kept = [(names, ingest_image(layout, image, known, counter)) for names, image in found]
             for names, descriptor in kept:
-                for name in names or [None]:
+                if not names:
+                    give_name(self.layout, descriptor, None)
+                for name in names:
                     give_name(self.layout, descriptor, name)
         return [StoredImage(self.layout, descriptor, names) for names, descriptor in kept]
 
@@ -340,9 +340,7 @@ class Store:
             layout.lease.add(*_things(base))
             lower = container.lower()
             changeset = against(container.changeset(lower), lower)
-            told = History(
-                created=now(), created_by=" ".join(runtime.cmd or ()) or None, author=author, comment=message
-            )
+            told = History(created=now(), created_by=" ".join(runtime.cmd or ()) or None, author=author, comment=message)
             if says_nothing(changeset):
                 image = with_config(base, history=told)
             else:

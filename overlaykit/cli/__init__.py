@@ -1,0 +1,138 @@
+"""The command line: `overlaykit COMMAND`. One file per group of commands, imported when one of them is called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from overlaykit import __version__
+from overlaykit.errors import OverlaykitError
+
+# What there is, in the order in which --help lists it: group, then each command's name and the module that has it.
+COMMANDS: dict[str, dict[str, str]] = {
+    "Images": {
+        "load": "image",
+        "import": "image",
+        "images": "image",
+        "history": "image",
+        "tag": "image",
+        "rmi": "image",
+        "save": "image",
+    },
+    "Containers": {
+        "create": "container",
+        "ps": "container",
+        "rm": "container",
+        "diff": "container",
+        "commit": "container",
+        "mount": "container",
+        "umount": "container",
+    },
+    "Files in a container": {"ls": "files", "cat": "files", "put": "files", "write": "files"},
+    "Both": {"inspect": "inspect", "info": "inspect"},
+    "First steps": {"tour": "tour"},
+}
+HOMES = {name: module for group in COMMANDS.values() for name, module in group.items()}
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        home = HOMES.get(cmd_name)
+        if home is None:
+            return None
+        command = getattr(import_module(f"overlaykit.cli.{home}"), f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in HOMES and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            close = get_close_matches(args[0], HOMES, n=1)
+            ctx.fail(f"no command {args[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in COMMANDS.items():
+            rows = []
+            for name in names:
+                command = self.get_command(ctx, name)
+                assert command is not None
+                rows.append((name, command.get_short_help_str(90)))
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Start with: overlaykit tour",
+)
+@click.version_option(__version__, "-V", "--version", message="overlaykit %(version)s")
+@click.option(
+    "--root",
+    type=click.Path(file_okay=False),
+    help="The store's folder.  [default: $OVERLAYKIT_ROOT, else /var/lib/overlaykit for root, else "
+    "$XDG_DATA_HOME/overlaykit]",
+)
+@click.pass_context
+def cli(ctx: click.Context, root: str | None) -> None:
+    """Container images, layers and writable layers, in process: no daemon, and no root but for mounts.
+
+    \b
+    overlaykit import rootfs.tar base:1
+    overlaykit create base:1 --name box
+    echo hello | overlaykit write box /etc/motd
+    overlaykit diff box
+    overlaykit commit box mine:1
+    overlaykit save mine:1 mine.tar
+    """
+    ctx.obj = root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of `overlaykit ARGV`, or of this process's arguments: 0; 1 failed; 2 not understood; 130 interrupted."""
+    logging.basicConfig(stream=sys.stderr, format="overlaykit: warning: %(message)s", level=logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="surrogateescape")  # names in a layer need not be UTF-8
+    try:
+        code = cli.main(args=None if argv is None else list(argv), prog_name="overlaykit", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return complain("interrupted", code=INTERRUPTED)
+    except click.ClickException as e:
+        e.show()
+        return e.exit_code
+    except OverlaykitError as e:
+        return complain(f"{e} ({e.hint})" if e.hint else str(e), code=e.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has gone, as `head` does. What is still in the buffer must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as e:
+        names = " -> ".join(os.fsdecode(n) for n in (e.filename, e.filename2) if isinstance(n, str | bytes))
+        return complain(f"{names}: {e.strerror}" if names else str(e.strerror or e))
+    return code if isinstance(code, int) else 0
+
+
+def complain(message: str, *, code: int = 1) -> int:
+    """Say it on stderr in one line; `code` comes back."""
+    click.echo(f"overlaykit: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,7 @@
+"""python -m overlaykit.cli"""
+
+import sys
+
+from overlaykit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,179 @@
+"""Commands about containers: create, ps, rm, diff, commit, mount, umount."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from overlaykit.cli.image import change_option, compression_option, facts
+from overlaykit.cli.output import (
+    ago,
+    json_option,
+    no_trunc_option,
+    print_json,
+    print_table,
+    quiet_option,
+    shortened,
+    shown,
+    with_store,
+)
+from overlaykit.store import Container, Store
+
+
+@click.command("create")
+@click.argument("image")
+@click.option("--name", help="What to call it; two words if nothing is said.")
+@json_option
+@with_store
+def create_command(store: Store, image: str, name: str | None, as_json: bool) -> None:
+    """Create a container: an empty writable layer on top of the image's layers, of which nothing is copied.
+
+    Prints the container's id.
+
+    \b
+    overlaykit create debian:bookworm --name box
+    """
+    container = store.create(image, name=name)
+    print_json(_facts(container)) if as_json else click.echo(container.id)
+
+
+@click.command("ps")
+@click.option("-a", "--all", is_flag=True, hidden=True)  # what Docker needs to list those that do not run
+@quiet_option
+@no_trunc_option
+@json_option
+@with_store
+def ps_command(store: Store, all: bool, quiet: bool, no_trunc: bool, as_json: bool) -> None:
+    """List containers, the newest first.
+
+    \b
+    overlaykit ps
+    overlaykit rm $(overlaykit ps --quiet)
+    """
+    containers = store.containers()
+    if as_json:
+        print_json([_facts(container) for container in containers])
+    elif quiet:
+        for container in containers:
+            click.echo(container.id if no_trunc else container.id[:12])
+    else:
+        print_table(
+            ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "NAMES"], [_row(container, no_trunc) for container in containers]
+        )
+
+
+def _row(container: Container, no_trunc: bool) -> list[str]:
+    config = container.config
+    command = shortened(" ".join([*(config.entrypoint or ()), *(config.cmd or ())]), 20, no_trunc=no_trunc)
+    id = container.id if no_trunc else container.id[:12]
+    return [id, container.record.image_name, f'"{command}"', ago(container.created), container.name]
+
+
+def _facts(container: Container) -> dict[str, Any]:
+    record = container.record
+    return {
+        "id": container.id,
+        "name": container.name,
+        "image": record.image_name,
+        "image_digest": record.image,
+        "created": container.created.isoformat(),
+    }
+
+
+@click.command("rm")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@click.option("-f", "--force", is_flag=True, help="Unmount it first, and do not ask who has it open.")
+@with_store
+def rm_command(store: Store, containers: tuple[str, ...], force: bool) -> None:
+    """Remove containers with their writable layers. Their images stay.
+
+    \b
+    overlaykit rm box
+    """
+    for name in containers:
+        store.container(name).remove(force=force)
+        click.echo(name)
+
+
+@click.command("diff")
+@click.argument("container")
+@json_option
+@with_store
+def diff_command(store: Store, container: str, as_json: bool) -> None:
+    """List what a container changed against its image: A added, C changed, D deleted.
+
+    With --json also why, and how many bytes before and after.
+
+    \b
+    overlaykit diff box
+    overlaykit diff --json box | jq '[.[].size_after] | add'
+    """
+    changes = store.container(container).diff()
+    if as_json:
+        print_json([asdict(change) for change in changes])
+    else:
+        for change in changes:
+            click.echo(f"{change.kind} {shown(change.path)}")
+
+
+@click.command("commit")
+@click.argument("container")
+@click.argument("name", required=False)
+@click.option("-a", "--author", help='Who made it, such as "Name <name@example.org>".')
+@click.option("-m", "--message", help="What the history says about it.")
+@change_option
+@compression_option
+@json_option
+@with_store
+def commit_command(
+    store: Store,
+    container: str,
+    name: str | None,
+    author: str | None,
+    message: str | None,
+    changes: tuple[str, ...],
+    compression: str,
+    as_json: bool,
+) -> None:
+    """Make an image of a container: its image's layers, and its writable layer as one more.
+
+    Prints the image's id. Without NAME the image has none.
+
+    \b
+    overlaykit commit box mine:1 --message "a new motd" --change 'ENV LANG=C.UTF-8'
+    """
+    image = store.container(container).commit(name, author=author, message=message, changes=changes, compression=compression)
+    print_json(facts(image)) if as_json else click.echo(image.id)
+
+
+@click.command("mount")
+@click.argument("container")
+@click.argument("directory", required=False, type=click.Path(exists=True, file_okay=False))
+@with_store
+def mount_command(store: Store, container: str, directory: str | None) -> None:
+    """Let the kernel show a container's files, and print where. Root only.
+
+    Without DIRECTORY that is a place in the store, the MergedDir of `inspect`.
+
+    \b
+    ls $(overlaykit mount box)
+    overlaykit umount box
+    """
+    click.echo(str(store.container(container).mount(directory)))
+
+
+@click.command("umount")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@click.option("-l", "--lazy", is_flag=True, help="Out of sight now, gone when the last user is.")
+@with_store
+def umount_command(store: Store, containers: tuple[str, ...], lazy: bool) -> None:
+    """Take away every mount of the containers.
+
+    \b
+    overlaykit umount box
+    """
+    for name in containers:
+        store.container(name).unmount(lazy=lazy)
+        click.echo(name)

@@ -1,0 +1,53 @@
+"""Commands about everything: inspect, info."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from overlaykit import __version__
+from overlaykit.cli.output import json_option, print_json, with_store
+from overlaykit.overlay import probe
+from overlaykit.store import Store
+
+
+@click.command("inspect")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("--type", "kind", type=click.Choice(["container", "image"]), help="Look among these only.")
+@with_store
+def inspect_command(store: Store, names: tuple[str, ...], kind: str | None) -> None:
+    """Print all there is to know about containers and images, as JSON with Docker's field names.
+
+    \b
+    overlaykit inspect box | jq '.[0].GraphDriver.Data.LowerDir'
+    """
+    ask = {"container": lambda name: store.container(name).inspect(), "image": store.inspect_image, None: store.inspect}
+    print_json([ask[kind](name) for name in names])
+
+
+@click.command("info")
+@json_option
+@with_store
+def info_command(store: Store, as_json: bool) -> None:
+    """Say where the store is, what is in it, and what this system can do.
+
+    \b
+    overlaykit info
+    """
+    features = probe(store.root / "ingest")
+    facts = {
+        "version": __version__,
+        "root": str(store.root),
+        "images": len(store.images()),
+        "containers": len(store.containers()),
+        "unpacked_layers": sum(1 for _ in store.snapshots.walk("committed")),
+        "whiteout_format": store.snapshots.whiteouts.value,
+        "system": asdict(features),
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        for name, value in (facts | asdict(features)).items():
+            if name != "system":
+                click.echo(f"{name.replace('_', ' ')}: {value}")

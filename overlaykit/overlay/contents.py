@@ -1,0 +1,32 @@
+"""The files of a tree that lies in a directory, opened for whoever packs them."""
+
+from __future__ import annotations
+
+import os
+
+from overlaykit.overlay.layers import open_directory
+from overlaykit.overlay.nodes import Handle
+from overlaykit.tree.table import StrPath, Tree
+
+
+class Contents:
+    """Opens file `row` of `tree` in `directory`: a `content` for write_tar. No symlink is followed, whoever changes the
+    directory meanwhile. OSError with the path."""
+
+    def __init__(self, tree: Tree, directory: StrPath) -> None:
+        self._tree = tree
+        self._root = Handle(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._parent, self._handle = "", self._root
+
+    def __call__(self, row: int) -> int:
+        path = self._tree.path(row)
+        parent, _, name = path.rpartition("/")
+        if parent != self._parent:  # rows come directory by directory
+            self._handle, self._parent = open_directory(self._root.fd, parent), parent
+        # O_NONBLOCK: what was a file may be a fifo by now, and nobody may be at its other end.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            return os.open(name, flags, dir_fd=self._handle.fd)
+        except OSError as e:
+            e.filename = path
+            raise
