@@ -108,8 +108,8 @@ def state(root: Path) -> dict[str, tuple[str, int, str]]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """The root of a store that holds one good image and a container of it."""
-    good = im.write(tmp_path / "good.tar", im.docker_20([im.LAYERS[0]], tag="good:1"), form="tar")
+    """The root of a store that holds one good image, none of whose layers the tests damage, and a container of it."""
+    good = im.write(tmp_path / "good.tar", im.docker_20([im.layer({"kept": b"kept\n"})], tag="good:1"), form="tar")
     ours.command(tmp_path / "store", "load", good)
     ours.command(tmp_path / "store", "create", "good:1", "--name", "kept")
     return tmp_path / "store"

@@ -16,8 +16,8 @@ CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}\Z")
 
 QUALITIES = """
     amber brave brisk calm clear cosy crisp eager early fair fleet fond fresh gentle glad golden happy hardy jolly keen kind
-    lively loyal lucid mellow merry mild neat nimble noble patient plain proud quick quiet ready rosy sharp silent sleek smart
-    snug solid steady sunny swift tidy vivid warm wise witty
+    lively loyal lucid mellow merry mild neat nimble noble patient plain proud quick quiet ready rosy sharp silent sleek
+    smart snug solid steady sunny swift tidy vivid warm wise witty
 """
 THINGS = """
     acorn anchor aspen badger barley beacon birch brook cedar clover comet copper coral crane dune ember falcon fern finch
