@@ -33,7 +33,7 @@ def why_not() -> str:
     return ""
 
 
-needs_kernel_overlay = pytest.mark.skipif("why_not()", reason="needs root and the kernel's overlay")
+needs_kernel_overlay = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from overlaykit.overlay.contents import Contents
 from overlaykit.tree.merge import merge, squash
 from overlaykit.tree.regular import regular
 from overlaykit.tree.scan import scan
-from overlaykit.tree.table import Entry, Flag, Kind, StrPath, Strings, Tree, from_entries
+from overlaykit.tree.table import Entry, Flag, Kind, Strings, StrPath, Tree, from_entries
 from overlaykit.tree.whiteout import METACOPY, REDIRECT, WhiteoutFormat
 
 
