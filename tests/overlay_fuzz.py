@@ -297,7 +297,8 @@ class KernelOs:
                 raise OSError(errno.ENOTDIR, "symlink")
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 raise OSError(errno.ENOTDIR, "no directory")
-            self.remove_all(path)
+            head, _, name = path.rpartition("/")  # real, or it would saw off the symlink it came by
+            self.remove_all(os.path.join(os.path.realpath(head or "."), name))
 
     def remove_all(self, path: str) -> None:
         for entry in list(os.scandir(path)):

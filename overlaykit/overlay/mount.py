@@ -159,8 +159,7 @@ def mount_new(mount: Mount) -> None:
                         continue
                     call(SYS_FSCONFIG, fs, FSCONFIG_SET_STRING, kind.encode(), os.fsencode(path), 0)
             elif equals:
-                if key in ("upperdir", "workdir"):
-                    value = unescape(value.replace(":", "\\:"))[0]
+                # The kernel takes the escapes out of upperdir and workdir itself, and of lowerdir+ it does not.
                 call(SYS_FSCONFIG, fs, FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
             else:
                 call(SYS_FSCONFIG, fs, FSCONFIG_SET_FLAG, key.encode(), None, 0)

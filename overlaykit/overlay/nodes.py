@@ -68,3 +68,16 @@ class Node:
             parts.append(node.name)
             node = node.parent
         return "/" + "/".join(reversed(parts))
+
+    def die(self) -> None:
+        """Be void, and all below: removed from the merged tree, though somebody may still hold it."""
+        self.forget_children(dead=True)
+
+    def forget_children(self, *, dead: bool = False) -> None:
+        """Let go of all directories below. Each holds its parent, so only a clean cut closes them at once."""
+        todo = [self]
+        while todo:
+            node = todo.pop()
+            node.dead = node.dead or dead
+            todo.extend(node.children.values())
+            node.children = {}

@@ -134,7 +134,7 @@ def move(overlay: Overlay, old: Place, new: Place) -> None:
     kid = old.node.children.pop(old.name, None)
     gone = new.node.children.pop(new.name, None)
     if gone is not None:
-        gone.dead = True
+        gone.die()
     if kid is not None:
         settle(kid, new)
     if old.is_dir:

@@ -19,19 +19,29 @@ PATH_MAX = 4096  # bytes, the terminating NUL included
 MAX_LINKS = 40  # symlinks in one path (fs/namei.c)
 
 
+class Raced(Exception):
+    """What a path led to has been replaced before it could be used."""
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def names_path(method: F) -> F:
-    """`method`, whose OSErrors name the path that it was given and not the piece that some system call was given."""
+    """`method`, whose OSErrors name the path that it was given and not the piece that some system call was given.
+
+    It begins again if another thread took away what it had just looked up.
+    """
 
     @functools.wraps(method)
     def wrapper(self: Any, path: AnyPath = "/", *args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(self, path, *args, **kwargs)
-        except OSError as e:
-            e.filename = os.fspath(path)
-            raise
+        while True:
+            try:
+                return method(self, path, *args, **kwargs)
+            except Raced:
+                continue
+            except OSError as e:
+                e.filename = os.fspath(path)
+                raise
 
     return cast(F, wrapper)
 
@@ -97,7 +107,7 @@ class Resolver:
         if self.stack.opened > self.most_open:
             self.stack.opened = 0
             self.forget()
-            self.stack.root.children.clear()
+            self.stack.root.forget_children()
 
     def walk(self, path: str, *, follow: bool, parent: bool = False, look: bool = True, creating: bool = False) -> Place:
         """Where `path` leads. OSError for what is wrong on the way: ENOENT, ENOTDIR, ELOOP, ENAMETOOLONG, EACCES.

@@ -153,6 +153,8 @@ class Stack:
                 upper = Handle(os.open(name, flags, dir_fd=node.upper_fd))
             except FileNotFoundError:
                 pass
+            except NotADirectoryError:  # removed since the caller looked
+                raise fail(errno.ENOENT) from None
             else:
                 self.opened += 1
                 opaque = self.markers.is_opaque(upper.fd)

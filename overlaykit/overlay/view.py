@@ -23,7 +23,7 @@ from overlaykit.overlay.markers import Markers, is_whiteout_device, place
 from overlaykit.overlay.nodes import Found, Handle, Node
 from overlaykit.overlay.osnames import DOTS
 from overlaykit.overlay.readonly import ReadOnly
-from overlaykit.overlay.resolve import AnyPath, Last, Place, Resolver, names_path, text
+from overlaykit.overlay.resolve import AnyPath, Last, Place, Raced, Resolver, names_path, text
 from overlaykit.overlay.stack import Stack, fail
 from overlaykit.tree.table import StrPath, Tree
 from overlaykit.tree.whiteout import WhiteoutFormat
@@ -96,7 +96,7 @@ class View(ReadOnly):
             self._closed = True
             self._resolver.forget()
             root = self._stack.root
-            root.children.clear()
+            root.forget_children()
             root.handles.clear()
             root.set_upper(None)
             root.lowers, root.names, root.dead = (), {}, True
@@ -130,6 +130,13 @@ class View(ReadOnly):
     def _handle(self, place: Place) -> Handle:
         assert place.found is not None
         return self._stack.handle(place.node, place.found.layer)
+
+    def _if_still_there(self, place: Place) -> None:
+        """For a system call that failed outside the lock: Raced if that is because another thread was there in between."""
+        assert place.found is not None
+        now, before = self._stack.find(place.node, place.name), place.found
+        if now is None or (now.layer, now.st.st_ino, now.st.st_mode) != (before.layer, before.st.st_ino, before.st.st_mode):
+            raise Raced
 
     # --- attributes -----------------------------------------------------------------------------------------------
 
@@ -207,7 +214,11 @@ class View(ReadOnly):
     def _readlink(self, path: AnyPath) -> str:
         place = self._reach(path, follow=False)
         handle = self._handle(place)
-        return os.readlink(place.name, dir_fd=handle.fd)
+        try:
+            return os.readlink(place.name, dir_fd=handle.fd)
+        except OSError:
+            self._if_still_there(place)
+            raise
 
     @names_path
     def getxattr(self, path: AnyPath, attribute: str | bytes, *, follow_symlinks: bool = True) -> bytes:
@@ -215,7 +226,11 @@ class View(ReadOnly):
         found = self._reach(path, follow=follow_symlinks)
         handle = self._handle(found)
         name = self._markers.escape(os.fsdecode(attribute))
-        return os.getxattr(place(handle.fd, found.name), name, follow_symlinks=False)
+        try:
+            return os.getxattr(place(handle.fd, found.name), name, follow_symlinks=False)
+        except OSError:
+            self._if_still_there(found)
+            raise
 
     @names_path
     def listxattr(self, path: AnyPath = "/", *, follow_symlinks: bool = True) -> list[str]:
@@ -363,7 +378,14 @@ class View(ReadOnly):
             handle, name = self._stack.source(place.node, place.name, place.found)
         else:
             handle, name = self._handle(place), place.name
-        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle.fd)
+        return self._open_real(place, handle, name, flags)
+
+    def _open_real(self, place: Place, handle: Handle, name: str, flags: int) -> int:
+        try:
+            return os.open(name, flags | os.O_NOFOLLOW, dir_fd=handle.fd)
+        except OSError:
+            self._if_still_there(place)
+            raise
 
     def _create(self, place: Place, flags: int, mode: int) -> int:
         raise fail(errno.EROFS)

@@ -23,7 +23,7 @@ from overlaykit.overlay.markers import WHITEOUT_DEV, Markers, is_whiteout_device
 from overlaykit.overlay.mount import Mount, mount, mount_fuse, overlay_mount
 from overlaykit.overlay.nodes import UPPER, Found, Node
 from overlaykit.overlay.osnames import DOTS
-from overlaykit.overlay.resolve import AnyPath, Last, Place, names_path
+from overlaykit.overlay.resolve import AnyPath, Last, Place, Raced, names_path
 from overlaykit.overlay.stack import Stack, fail
 from overlaykit.overlay.view import WRITES, open_layers
 from overlaykit.overlay.workdir import open_work, probe_format
@@ -265,14 +265,18 @@ class Overlay(Attributes):
         with self._lock:
             found = self._stack.find(place.node, place.name)
             if found is None:
-                raise fail(errno.ENOENT)
+                raise Raced
             place = place._replace(found=found)
             self._allows(place, access | (os.W_OK if flags & os.O_TRUNC else 0))
             if found.layer == UPPER:
                 self._upper.complete(place.node, place.name, found, data=not flags & os.O_TRUNC)
             else:
                 self._upper.copy_up(place.node, place.name, found, data=not flags & os.O_TRUNC)
-        return os.open(place.name, flags | os.O_NOFOLLOW, dir_fd=place.node.upper_fd)
+            found = self._stack.find(place.node, place.name)
+            assert place.node.upper is not None
+            if found is None:
+                raise Raced
+        return self._open_real(place._replace(found=found), place.node.upper, place.name, flags)
 
     # --- removing names -------------------------------------------------------------------------------------------
 
@@ -353,7 +357,7 @@ class Overlay(Attributes):
                 self._upper.whiteout(node, name, over=found if found.layer == UPPER else None)
             else:
                 self._upper.remove_dir(node, name)
-            kid.dead = True
+            kid.die()
             node.children.pop(name, None)
 
     def rmtree(self, path: AnyPath, ignore_errors: bool = False) -> None:
@@ -384,12 +388,9 @@ class Overlay(Attributes):
                 self._upper.whiteout(node, name, over=place.found if place.found.layer == UPPER else None)
             else:
                 self._upper.discard(node, name)
-            todo = [node.children.pop(name, None)]
-            while todo:
-                kid = todo.pop()
-                if kid is not None:
-                    kid.dead = True
-                    todo.extend(kid.children.values())
+            kid = node.children.pop(name, None)
+            if kid is not None:
+                kid.die()
             self._resolver.forget_links()
 
     # --- moving names ---------------------------------------------------------------------------------------------

@@ -9,21 +9,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from overlaykit.errors import InUse, NotFound, Unsupported
-from overlaykit.oci import Digest, RuntimeConfig
+from overlaykit.oci import Descriptor, Digest, RuntimeConfig
 from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.mount import mount, unmount
+from overlaykit.overlay.upper import Upper
+from overlaykit.store.committing import commit
+from overlaykit.store.images import StoredImage
 from overlaykit.store.packing import with_virtual_owners
 from overlaykit.store.records import Records
-from overlaykit.tree import Change, Tree, WhiteoutFormat, changes, merge, scan
+from overlaykit.tree import Change, Tree, WhiteoutFormat, changes, merge
 from overlaykit.tree.table import StrPath
 
 if TYPE_CHECKING:
-    from overlaykit.store.images import StoredImage
     from overlaykit.store.store import Store
 
 
@@ -75,7 +78,7 @@ def _record(row: sqlite3.Row) -> Record:
 
 
 class Container:
-    """One container of a store: what the record says, and what can be done with it."""
+    """One container of a store: what the record says, and what can be done with it. A context manager that closes `fs`."""
 
     def __init__(self, store: Store, record: Record) -> None:
         self._store = store
@@ -99,8 +102,10 @@ class Container:
 
     @property
     def image(self) -> StoredImage:
-        """The image it was created from. NotFound if its blobs are gone."""
-        return self._store.image(self.record.image)
+        """The image it was created from, also if it was removed since: its blobs stay as long as the container."""
+        layout, digest = self._store.layout, self.record.image
+        listed = next((image for image in self._store.images() if image.digest == digest), None)
+        return listed or StoredImage(layout, Descriptor(media_type="", digest=digest, size=layout.size(digest)))
 
     def __repr__(self) -> str:
         return f"<Container {self.name} of {self.record.image_name}>"
@@ -122,19 +127,12 @@ class Container:
         snapshots = self._store.snapshots
         directory = snapshots.directory(self.id)
         return Overlay(
-            snapshots.lowers(self.id) or [self._bottom(directory)],
+            snapshots.lowers(self.id),
             directory / "fs",
             directory / "work",
             trees=snapshots.trees(self.id) or None,
             userxattr=snapshots.whiteouts is WhiteoutFormat.USERXATTR,
         )
-
-    @staticmethod
-    def _bottom(directory: Path) -> Path:
-        """An empty lower for a container of an image without layers."""
-        bottom = directory / "bottom"
-        bottom.mkdir(mode=0o755, exist_ok=True)
-        return bottom
 
     def view(self) -> View:
         """Its files as they are now, to read only, by whomever they are being written; a context manager."""
@@ -146,20 +144,29 @@ class Container:
         """Close `fs`, if it is open here. Files opened through it stay open."""
         self._store.close_overlay(self.id)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def lower(self) -> Tree:
         """What its image shows, as a tree."""
         return merge(self._store.snapshots.trees(self.id))
 
-    def changeset(self, lower: Tree) -> Tree:
-        """What its writable layer says, as a tree with whiteouts."""
+    def upper(self) -> Upper:
+        """Its writable layer as it is on disk now."""
         snapshots = self._store.snapshots
-        upper = scan(snapshots.fs(self.id), whiteouts=snapshots.whiteouts)
-        return upper if os.geteuid() == 0 else with_virtual_owners(upper, lower)
+        return Upper(snapshots.fs(self.id), snapshots.layers(self.id), whiteouts=snapshots.whiteouts)
+
+    def changeset(self, lower: Tree, upper: Upper) -> Tree:
+        """What its writable layer says on top of `lower`, as a tree with whiteouts."""
+        return upper.tree if os.geteuid() == 0 else with_virtual_owners(upper.tree, lower)
 
     def diff(self) -> list[Change]:
         """What differs from its image, as `docker diff` lists it."""
         lower = self.lower()
-        return list(changes(lower, self.changeset(lower)))
+        return list(changes(lower, self.changeset(lower, self.upper())))
 
     def commit(
         self,
@@ -175,7 +182,7 @@ class Container:
         changes: of the config, in a Dockerfile's words ("CMD [...]", "ENV A=b"). compression: gzip, zstd or none, with a
         level as in "zstd-19".
         """
-        return self._store.commit(self, name, author, message, changes, compression)
+        return commit(self._store, self, name, author=author, message=message, changes=changes, compression=compression)
 
     # --- mounting -----------------------------------------------------------------------------------------------------
 
@@ -236,11 +243,19 @@ class Container:
 
         force: unmount it first, and do not ask who has it open.
         """
-        return self._store.remove_container(self, force)
-
-    def check_unused(self, *, force: bool) -> None:
-        """InUse if it is mounted or open in another process; force: unmount it instead, and let them have it."""
+        store = self._store
         self.close()
+        self._leave_mounts(force=force)
+        snapshot = store.snapshots.stat(self.id)
+        with store.operation() as layout:
+            layout.lease.add(f"snapshots/{snapshot.id}")
+            with store.records.transaction():
+                store.records.execute("DELETE FROM containers WHERE id = ?", self.id)
+                store.snapshots.forget(snapshot.id)
+            return store.snapshots.remove_directory(snapshot.id)
+
+    def _leave_mounts(self, *, force: bool) -> None:
+        """InUse if it is mounted or open in another process; force: unmount it instead, and let them have it."""
         targets = self.mounted_at()
         if targets and not force:
             raise InUse(f"container {self.name} is mounted at {targets[0]}", hint=f"overlaykit umount {self.name}, or rm -f")

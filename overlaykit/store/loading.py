@@ -12,6 +12,7 @@ from typing import BinaryIO
 from overlaykit.errors import OverlaykitError
 from overlaykit.oci import BlobLayer, Descriptor, Digest, Image, Layer, Layout, ingest_layer
 from overlaykit.oci.digest import Readable, Reader, Tee
+from overlaykit.overlay.contents import Contents
 from overlaykit.store.packing import LeasedLayout, pack
 from overlaykit.tree import Losses, scan
 from overlaykit.tree.table import StrPath
@@ -88,7 +89,8 @@ def ingest_rootfs(
         counter = Counter(progress, "import", 0)
         return ingest_layer(layout, counter.over(source), compression=compression)
     if os.path.isdir(source):
-        return pack(layout, scan(source), source, compression=compression, losses=losses)
+        tree = scan(source)
+        return pack(layout, tree, Contents(tree, source), compression=compression, losses=losses)
     with open(source, "rb", buffering=0) as file:
         counter = Counter(progress, os.path.basename(source), os.fstat(file.fileno()).st_size)
         return ingest_layer(layout, counter.over(file), compression=compression)

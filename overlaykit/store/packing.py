@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 from overlaykit.errors import Unsupported
 from overlaykit.oci import BlobLayer, BlobWriter, Compression, Descriptor, Digest, Layout
 from overlaykit.oci.layer import LayerWriter
-from overlaykit.overlay.contents import Contents
 from overlaykit.store.leases import Lease
 from overlaykit.tree import Kind, Losses, Tree, write_tar
-from overlaykit.tree.table import StrPath
+from overlaykit.tree.tarwrite import Content
+
+logger = logging.getLogger(__name__)
 
 
 class LeasedLayout(Layout):
@@ -36,15 +38,17 @@ class _LeasedWriter(BlobWriter):
 def pack(
     layout: Layout,
     tree: Tree,
-    directory: StrPath,
+    content: Content,
     *,
     compression: Compression | str = "gzip",
     losses: Losses | None = None,
 ) -> BlobLayer:
-    """The layer of `tree` (a changeset is one), the content of its files from `directory`. What a layer cannot carry goes
-    to `losses`. The same input gives the same layer; SOURCE_DATE_EPOCH bounds its times."""
+    """The layer of `tree` (a changeset is one), whose files `content` opens. What a layer cannot carry goes to `losses`.
+
+    The same input gives the same layer; SOURCE_DATE_EPOCH bounds its times.
+    """
     with LayerWriter(layout, compression) as out:
-        write_tar(tree, Contents(tree, directory), out, source_date_epoch=source_date_epoch(), losses=losses)
+        write_tar(tree, content, out, source_date_epoch=source_date_epoch(), losses=losses)
         return out.commit()
 
 
@@ -66,6 +70,13 @@ def with_virtual_owners(upper: Tree, lower: Tree) -> Tree:
         if below >= 0 and upper.kind[row] == lower.kind[below] != Kind.WHITEOUT:
             uid[row], gid[row] = lower.uid[below], lower.gid[below]
     return upper.with_columns(uid=uid, gid=gid)
+
+
+def report(what: str, losses: Losses, *, level: int = logging.WARNING) -> None:
+    """Log what could not be kept."""
+    if losses:
+        more = f", and {len(losses) - 1:,} more" if len(losses) > 1 else ""
+        logger.log(level, "%s: not everything could be kept: %s%s", what, losses[0], more)
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

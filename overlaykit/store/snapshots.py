@@ -13,6 +13,7 @@ without one is on its way in or out.
     ROOT/snapshots/ID/work     the overlay's work directory while it is active
     ROOT/snapshots/ID/tree     what a committed one says, as columns
     ROOT/snapshots/ID/merged   where it is mounted if nobody says another place
+    ROOT/snapshots/ID/bottom   an empty lower for an active one without a parent, since an overlay needs one
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class Snapshotter:
         if parent is not None:
             # The root of the merged tree is upper's: it must look as the one below.
             copy_directory_attributes(self.fs(parent), directory / "fs", without=self.whiteouts.xattr_prefix)
+        else:
+            (directory / "bottom").mkdir(mode=0o755)
         sync_directory(directory)
         sync_directory(self.folder)
         return directory.name
@@ -174,12 +177,19 @@ class Snapshotter:
         return self.directory(key) / "fs"
 
     def lowers(self, key: str) -> list[Path]:
-        """The directories below the snapshot, bottom first; of a committed one itself as well."""
-        return [self.folder / snapshot.id / "fs" for snapshot in self._committed(key)]
+        """The directories to stack below the snapshot, bottom first; of a committed one itself as well."""
+        found = [directory for directory, _ in self.layers(key)]
+        snapshot = self.stat(key)
+        return found if found or snapshot.kind != ACTIVE else [self.folder / snapshot.id / "bottom"]
+
+    def layers(self, key: str) -> list[tuple[Path, Tree]]:
+        """The committed snapshots below this one, and itself if it is: the directory and the Tree of each, bottom first."""
+        chain = [snapshot for snapshot in self.chain(key) if snapshot.kind == COMMITTED]
+        return [(self.folder / snapshot.id / "fs", self._tree(snapshot.id)) for snapshot in chain]
 
     def trees(self, key: str) -> list[Tree]:
-        """What each of `lowers` says."""
-        return [self._tree(snapshot.id) for snapshot in self._committed(key)]
+        """What each of `layers` says."""
+        return [tree for _, tree in self.layers(key)]
 
     def mounts(self, key: str, target: StrPath = "") -> list[Mount]:
         """The mounts that show the snapshot, one after another: an overlay, or a bind mount of a single directory."""
@@ -190,8 +200,6 @@ class Snapshotter:
             if len(lowers) > 1:
                 return [overlay_mount(lowers, None, None, target, userxattr=userxattr)]
             return [bind_mount(lowers[0] if lowers else directory / "fs", target, read_only=True)]
-        if not lowers:
-            return [bind_mount(directory / "fs", target)]
         return [overlay_mount(lowers, directory / "fs", directory / "work", target, userxattr=userxattr)]
 
     def driver_data(self, name: str) -> dict[str, str]:
@@ -200,9 +208,6 @@ class Snapshotter:
         data = {"LowerDir": ":".join(map(str, reversed(lowers)))} if lowers else {}
         directory = top.parent
         return data | {"MergedDir": str(directory / "merged"), "UpperDir": str(top), "WorkDir": str(directory / "work")}
-
-    def _committed(self, key: str) -> list[Snapshot]:
-        return [snapshot for snapshot in self.chain(key) if snapshot.kind == COMMITTED]
 
     def _tree(self, id: str) -> Tree:
         # Committed snapshots never change, and an id is never used again.

@@ -12,7 +12,6 @@ the state before, and a few files that the next one to open the store removes.
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sqlite3
@@ -25,40 +24,32 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from msgspec.structs import asdict
-
 from overlaykit.errors import AlreadyExists, InUse, NotFound, OverlaykitError, Unsupported
 from overlaykit.oci import (
     Archive,
     Descriptor,
     History,
     Image,
-    Layer,
     Layout,
     Platform,
     RuntimeConfig,
-    append,
     new_image,
-    with_config,
 )
 from overlaykit.overlay import Overlay
-from overlaykit.overlay.apply import apply_layer
 from overlaykit.store import containers, images
 from overlaykit.store.collect import Collector, Freed
 from overlaykit.store.containers import Container, Record
 from overlaykit.store.disk import keeps_xattr
 from overlaykit.store.images import StoredImage
 from overlaykit.store.instructions import apply_changes
-from overlaykit.store.leases import Lease
 from overlaykit.store.loading import Counter, Progress, about, add_documents, ingest_image, ingest_rootfs
 from overlaykit.store.names import check_container_name, familiar, give_name, name_of, random_name, whole_name
-from overlaykit.store.packing import LeasedLayout, now, pack, says_nothing
+from overlaykit.store.packing import LeasedLayout, now, report
 from overlaykit.store.records import Records
 from overlaykit.store.snapshots import Snapshotter
-from overlaykit.tree import Losses, Tree, WhiteoutFormat, against
+from overlaykit.store.unpacking import blobs_and_layers, unpack
+from overlaykit.tree import Losses, WhiteoutFormat
 from overlaykit.tree.table import StrPath
-
-logger = logging.getLogger(__name__)
 
 # What a root may hold already when a store is made in it: an OCI layout, and what a killed process left of a store.
 OURS = {"oci-layout", "index.json", "blobs", "ingest", "lock", "snapshots", "leases", "lost+found"}
@@ -93,29 +84,29 @@ class Store:
         self.layout = Layout.create(self.root)
         for part in ("snapshots", "leases", "ingest"):
             (self.root / part).mkdir(mode=0o700, exist_ok=True)
-        self._records = Records(self.root / "store.db")
+        self.records = Records(self.root / "store.db")
         self._overlays: dict[str, Overlay] = {}
         self._lock = threading.RLock()
         try:
-            self.snapshots = Snapshotter(self.root / "snapshots", self._records, self._whiteouts())
-            self._collector = Collector(self.root, self.layout, self._records, self.snapshots)
-            self._leases = self._collector.leases
-            self._leases.recover()
+            self.snapshots = Snapshotter(self.root / "snapshots", self.records, self._whiteouts())
+            self._collector = Collector(self.root, self.layout, self.records, self.snapshots)
+            self.leases = self._collector.leases
+            self.leases.recover()
             self.layout.clear_stale_ingests()
         except BaseException:
-            self._records.close()
+            self.records.close()
             raise
 
     def _whiteouts(self) -> WhiteoutFormat:
         """How layers on disk say that a name is gone: decided when the store is made, by what its maker may write."""
-        row = self._records.row("SELECT value FROM meta WHERE name = 'whiteouts'")
+        row = self.records.row("SELECT value FROM meta WHERE name = 'whiteouts'")
         if row is None:
             for form in (WhiteoutFormat.OVERLAY, WhiteoutFormat.USERXATTR):
                 if keeps_xattr(self.root / "snapshots", f"{form.xattr_prefix}opaque"):
                     break
             else:
                 raise Unsupported(f"{self.root} is on a file system without extended attributes", hint="use another root")
-            self._records.execute("INSERT OR IGNORE INTO meta VALUES ('whiteouts', ?)", form.value)
+            self.records.execute("INSERT OR IGNORE INTO meta VALUES ('whiteouts', ?)", form.value)
             return self._whiteouts()
         return WhiteoutFormat(row["value"])
 
@@ -123,7 +114,7 @@ class Store:
         """Close every container's files and the records. Closing twice is no error."""
         for id in list(self._overlays):
             self.close_overlay(id)
-        self._records.close()
+        self.records.close()
 
     def __enter__(self) -> Self:
         return self
@@ -135,9 +126,9 @@ class Store:
         return f"<Store {self.root}>"
 
     @contextmanager
-    def _operation(self) -> Iterator[LeasedLayout]:
+    def operation(self) -> Iterator[LeasedLayout]:
         """The layout for one operation, with its lease: what the operation made goes if it fails."""
-        with self._leases.hold() as lease:
+        with self.leases.hold() as lease:
             yield LeasedLayout(self.root, lease)
 
     # --- images -------------------------------------------------------------------------------------------------------
@@ -159,7 +150,7 @@ class Store:
         none: InvalidImage, InvalidLayer, IntegrityError.
         """
         wanted = Platform.parse(platform) if isinstance(platform, str) else platform
-        with about(path), self._operation() as layout, Archive(path, platform=wanted) as archive:
+        with about(path), self.operation() as layout, Archive(path, platform=wanted) as archive:
             found = [([whole_name(name) for name in names], image) for names, image in archive.images]
             known = {pair for image in self.images() for pair in _layer_ids(image)}
             counter = Counter(progress, "load", sum(layer.size for _, image in found for layer in image.layers))
@@ -192,12 +183,12 @@ class Store:
         where = Platform.parse(platform) if isinstance(platform, str) else platform
         shown = source if isinstance(source, str | os.PathLike) else "-"
         losses: Losses = []
-        with about(shown), self._operation() as layout:
+        with about(shown), self.operation() as layout:
             layer = ingest_rootfs(layout, source, compression, losses, progress)
             history = History(created=now(), comment=message or f"Imported from {os.path.basename(str(shown))}")
             image = new_image([layer], platform=where, config=config, history=[history], created=history.created)
-            stored = self._keep(layout, image, whole)
-        _report(f"import {shown}", losses)
+            stored = self.keep(layout, image, whole)
+        report(f"import {shown}", losses)
         return stored
 
     def tag(self, image: StoredImage | str, name: str) -> StoredImage:
@@ -221,7 +212,7 @@ class Store:
             raise InUse(f"image {found.id.short} has {len(found.names)} names: {', '.join(found.tags)}", hint="rmi -f")
         names = names or list(found.names)
         goes = set(names) == set(found.names)
-        users = [r["name"] for r in self._records.rows("SELECT name FROM containers WHERE image = ?", str(found.digest))]
+        users = [r["name"] for r in self.records.rows("SELECT name FROM containers WHERE image = ?", str(found.digest))]
         if goes and users and not force:
             hint = f"overlaykit rm {users[0]} first; rmi -f takes only the name"
             raise InUse(f"image {found} is needed by container {', '.join(users[:3])}", hint=hint)
@@ -232,7 +223,7 @@ class Store:
         self.layout.edit(without)
         removed = Removed([familiar(name) for name in names])
         if goes:
-            removed.freed = self._collector.remove(_things(found))
+            removed.freed = self._collector.remove(blobs_and_layers(found))
             removed.image = None if users else found.id
         return removed
 
@@ -242,39 +233,11 @@ class Store:
 
     def unpack(self, image: StoredImage) -> str | None:
         """The chain_id of the image, whose layers are all unpacked now, each once in the store. None if it has none."""
-        with self._operation() as layout:
-            return self._unpack(image, layout.lease)
+        with self.operation() as layout:
+            return unpack(image, layout, self.snapshots, self.leases)
 
-    def _unpack(self, image: Image, lease: Lease) -> str | None:
-        lease.add(*_things(image))
-        if not self.layout.has(image.digest):
-            raise NotFound(f"no image {image}: it has just been removed")
-        losses: Losses = []
-        below: str | None = None
-        for chain_id, layer in zip(image.chain_ids, image.layers, strict=True):
-            if not self.snapshots.has(chain_id):
-                # Whoever wants the same layer waits here, and finds it done.
-                with self._leases.hold(f"unpack-{chain_id.encoded}") as own:
-                    if not self.snapshots.has(chain_id):
-                        self._apply(layer, chain_id, below, own, losses)
-            below = chain_id
-        _report(f"image {image}", losses)
-        return below
-
-    def _apply(self, layer: Layer, chain_id: str, below: str | None, lease: Lease, losses: Losses) -> None:
-        snapshots = self.snapshots
-        lowers = list(zip(snapshots.lowers(below), snapshots.trees(below), strict=True)) if below else []
-
-        def write(directory: Path) -> Tree:
-            with layer.uncompressed() as stream:
-                tree = apply_layer(stream, directory, whiteouts=snapshots.whiteouts, lowers=lowers, losses=losses)
-                stream.drain()
-                return tree
-
-        snapshots.apply(chain_id, below, write, lease)
-
-    def _keep(self, layout: LeasedLayout, image: Image, name: str | None) -> StoredImage:
-        """A new image, in the store: documents, then its name."""
+    def keep(self, layout: LeasedLayout, image: Image, name: str | None) -> StoredImage:
+        """A new image whose layers are in `layout`: its documents kept too, then its whole name, if it has one."""
         descriptor = add_documents(layout, image)
         give_name(self.layout, descriptor, name)
         return StoredImage(self.layout, descriptor, [] if name is None else [name])
@@ -283,11 +246,11 @@ class Store:
 
     def containers(self) -> list[Container]:
         """Every container, the newest first."""
-        return [Container(self, record) for record in containers.everything(self._records)]
+        return [Container(self, record) for record in containers.everything(self.records)]
 
     def container(self, name: str) -> Container:
         """The container of that name or id, or of an id that begins so. NotFound."""
-        return Container(self, containers.find(self._records, name))
+        return Container(self, containers.find(self.records, name))
 
     def create(self, image: StoredImage | str, *, name: str | None = None) -> Container:
         """A new container of `image`: an empty writable layer on top of its layers, which are unpacked if they are not.
@@ -299,68 +262,27 @@ class Store:
         found = self.image(image) if isinstance(image, str) else image
         called = image if isinstance(image, str) else str(found)
         id = secrets.token_hex(32)
-        with self._operation() as layout:
-            parent = self._unpack(found, layout.lease)
+        with self.operation() as layout:
+            parent = unpack(found, layout, self.snapshots, self.leases)
             prepared = self.snapshots.prepare_directory(parent, layout.lease)
-            with self._records.transaction():
+            with self.records.transaction():
                 chosen = name or self._free_name()
                 record = Record(id, chosen, found.digest, called, time.time_ns(), found.runtime)
                 try:
-                    containers.insert(self._records, record)
+                    containers.insert(self.records, record)
                 except sqlite3.IntegrityError:
                     raise AlreadyExists(f"there is a container {chosen}") from None
                 self.snapshots.record(prepared, id, parent)
         return Container(self, record)
 
     def _has_container(self, name: str) -> bool:
-        return self._records.row("SELECT 1 FROM containers WHERE name = ?", name) is not None
+        return self.records.row("SELECT 1 FROM containers WHERE name = ?", name) is not None
 
     def _free_name(self) -> str:
-        while self._has_container(name := random_name()):
-            name = f"{name}_{secrets.token_hex(2)}"
-            if not self._has_container(name):
-                break
+        name = random_name()
+        while self._has_container(name):
+            name = f"{random_name()}_{secrets.token_hex(2)}"
         return name
-
-    def commit(
-        self,
-        container: Container,
-        name: str | None,
-        author: str | None,
-        message: str | None,
-        changes: Iterable[str],
-        compression: str,
-    ) -> StoredImage:
-        """What Container.commit does."""
-        whole = None if name is None else whole_name(name)
-        runtime = apply_changes(container.config, changes)
-        base = container.image
-        losses: Losses = []
-        with self._operation() as layout:
-            layout.lease.add(*_things(base))
-            lower = container.lower()
-            changeset = against(container.changeset(lower), lower)
-            told = History(created=now(), created_by=" ".join(runtime.cmd or ()) or None, author=author, comment=message)
-            if says_nothing(changeset):
-                image = with_config(base, history=told)
-            else:
-                layer = pack(layout, changeset, self.snapshots.fs(container.id), compression=compression, losses=losses)
-                image = append(base, layer, history=told)
-            image = with_config(image, author=author or base.config.author, **asdict(runtime))
-            stored = self._keep(layout, image, whole)
-        _report(f"commit {container.name}", losses)
-        return stored
-
-    def remove_container(self, container: Container, force: bool) -> int:
-        """What Container.remove does."""
-        container.check_unused(force=force)
-        snapshot = self.snapshots.stat(container.id)
-        with self._operation() as layout:
-            layout.lease.add(f"snapshots/{snapshot.id}")
-            with self._records.transaction():
-                self._records.execute("DELETE FROM containers WHERE id = ?", container.id)
-                self.snapshots.forget(snapshot.id)
-            return self.snapshots.remove_directory(snapshot.id)
 
     def overlay(self, id: str, open: Callable[[], Overlay]) -> Overlay:
         """The one Overlay that this store has of container `id`, opened by `open` if it has none."""
@@ -412,15 +334,3 @@ def _is_name(text: str) -> bool:
 
 def _layer_ids(image: Image) -> Iterator[tuple[Any, Any]]:
     return ((layer.digest, layer.diff_id) for layer in image.layers)
-
-
-def _things(image: Image) -> set[str]:
-    """Everything that an image is made of, as leases name it: its blobs, and its layers where they are unpacked."""
-    manifest = image.manifest
-    return {image.digest, manifest.config.digest, *(layer.digest for layer in manifest.layers), *image.chain_ids}
-
-
-def _report(what: str, losses: Losses) -> None:
-    if losses:
-        more = f", and {len(losses) - 1:,} more" if len(losses) > 1 else ""
-        logger.warning("%s: not everything could be kept: %s%s", what, losses[0], more)

@@ -37,22 +37,22 @@ def blame(layers: Sequence[Tree], path: str) -> list[Touch]:
     A directory is changed only by who writes it down, not by what is put into it. NotFound if no layer knows the path.
     """
     touches: list[Touch] = []
-    there = False
+    there: Kind | None = None
     for number, tree in enumerate(layers):
         touch = _touch(tree, path, there)
         if touch is None:
             continue
         verb, by = touch
-        if there or verb not in (Verb.REMOVES, Verb.REPLACES):
+        if there is not None or verb not in (Verb.REMOVES, Verb.REPLACES):
             touches.append(Touch(number, verb, by))
-        there = verb in (Verb.ADDS, Verb.CHANGES)
+        there = Kind(tree.kind[tree.find(path)]) if verb in (Verb.ADDS, Verb.CHANGES) else None
     if not touches:
         raise NotFound(f"no layer has /{path}")
     return touches
 
 
-def _touch(tree: Tree, path: str, there: bool) -> tuple[Verb, str] | None:
-    """What one layer does to `path`, which is there below or not, and the path of the row that does it."""
+def _touch(tree: Tree, path: str, there: Kind | None) -> tuple[Verb, str] | None:
+    """What one layer does to `path`, which is a `there` below (None: nothing), and the path of the row that does it."""
     parts = path.split("/")
     replaced = None
     for end in range(len(parts)):
@@ -69,11 +69,14 @@ def _touch(tree: Tree, path: str, there: bool) -> tuple[Verb, str] | None:
     row = tree.find(path)
     if row >= 0 and tree.kind[row] == Kind.WHITEOUT:
         return Verb.REMOVES, path
-    if row >= 0 and not tree.flags[row] & Flag.IMPLIED:
-        return (Verb.CHANGES if there and replaced is None else Verb.ADDS), path
-    if row >= 0 and not there:
+    if row < 0:
+        return None if replaced is None else (Verb.REPLACES, replaced)
+    if there is None or replaced is not None:
         return Verb.ADDS, path
-    return None if replaced is None or row >= 0 else (Verb.REPLACES, replaced)
+    # A directory that this layer only implies leaves one below as it is, but not a file.
+    if tree.flags[row] & Flag.IMPLIED and there == Kind.DIR:
+        return None
+    return Verb.CHANGES, path
 
 
 class Reason(Enum):
@@ -116,14 +119,15 @@ def _unseen(tree: Tree, number: int, merged: Tree) -> Mask:
         if row >= 0:
             seen[first[row]] = True
     unseen: Mask = (tree.kind == Kind.FILE) & (first == np.arange(len(tree))) & ~seen & (tree.size > 0)
-    return unseen & ((tree.flags & Flag.LOWER_LINK) == 0)
+    unseen &= (tree.flags & Flag.LOWER_LINK) == 0
+    return unseen
 
 
 def _waste(layers: Sequence[Tree], number: int, row: int) -> Waste:
     tree = layers[number]
     path, size = tree.path(row), int(tree.size[row])
     for above in range(number + 1, len(layers)):
-        touch = _touch(layers[above], path, True)
+        touch = _touch(layers[above], path, Kind.FILE)
         if touch is None:
             continue
         verb, by = touch
