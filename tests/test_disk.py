@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from strategies import oci_tables, plain_tables
-from treetext import text
+from treetext import below_root, text
+from treetext import listing as listing_of
 
-from overlaykit.errors import InvalidLayer, UnsafePath
+from overlaykit.errors import AlreadyExists, InvalidLayer, UnsafePath
+from overlaykit.oci import Image, Layout, layer_from_tar, new_image, validate
 from overlaykit.oci.digest import Digest
-from overlaykit.oci.disk import apply_layer, pack_layer
+from overlaykit.oci.disk import apply_layer, pack_layer, squash_layers
 from overlaykit.tree import Entry, Flag, Kind, Tree, from_entries, index_tar, merge, regular, scan, write_tar
 
 
@@ -159,3 +161,39 @@ def test_packing_is_the_inverse_of_applying(tmp_path: Path, compression: str) ->
     again = io.BytesIO()
     assert pack_layer(new, again, lower=old, compression=compression, subsecond=True) == layer
     assert again.getvalue() == blob.getvalue()
+
+
+def image_of(layout: Layout, *layers: io.BytesIO) -> Image:
+    return new_image([layer_from_tar(layout, layer) for layer in layers])
+
+
+def test_a_squashed_range_shows_the_same_and_keeps_the_base(tmp_path: Path) -> None:
+    layout = Layout.create(tmp_path / "layout")
+    image = image_of(
+        layout,
+        tar(("a", b"1"), ("d", None), ("d/x", b"x"), ("d/y", b"y"), ("l", "-> a")),
+        tar((".wh.a", b""), ("d/.wh.x", b""), ("b", b"2"), ("c", "= b")),
+        tar(("d", None), ("d/.wh..wh..opq", b""), ("d/z", b"z"), ("b", b"3"), ("e", "= c")),
+        tar(("top", b"t")),
+    )
+    squashed = squash_layers(image, 1, 3, layout)
+    assert validate(squashed) == []
+    assert squashed.diff_ids[0] == image.diff_ids[0]
+    assert squashed.diff_ids[-1] == image.diff_ids[-1]
+    assert len(squashed.layers) == 3
+    image.unpack(tmp_path / "whole")
+    squashed.unpack(tmp_path / "squashed")
+    assert below_root(listing_of(tmp_path / "squashed")) == below_root(listing_of(tmp_path / "whole"))
+    assert sorted(p.name for p in (tmp_path / "layout").iterdir()) == ["blobs", "index.json", "ingest", "oci-layout"]
+
+
+def test_an_image_is_unpacked_whole_or_not_at_all(tmp_path: Path) -> None:
+    layout = Layout.create(tmp_path / "layout")
+    image = image_of(layout, tar(("a", b"1")), tar((".wh.", b"")))
+    with pytest.raises(InvalidLayer):
+        image.unpack(tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(AlreadyExists):
+        image.unpack(tmp_path / "full")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "layout"]

@@ -54,7 +54,7 @@ def test_a_root_filesystem_comes_out_as_it_went_in(store: Store, tmp_path: Path)
     rootfs.write(tmp_path / "rootfs.tar")
     plain = tmp_path / "plain"
     plain.mkdir()
-    options = ["--xattrs", "--xattrs-include=*", "--numeric-owner", "--warning=no-unknown-keyword"]
+    options = ["--xattrs", "--xattrs-include=*", "--numeric-owner", "--delay-directory-restore"]
     peers.run("tar", "-x", *options, "-p", "-f", tmp_path / "rootfs.tar", "-C", plain)
     from_tar = store.create(store.import_rootfs(tmp_path / "rootfs.tar", "tar:1"))
     assert differences(listing(plain), listing("/", fs=from_tar.fs)) == ""
@@ -105,9 +105,6 @@ def test_a_name_moves_and_the_image_that_had_it_stays(store: Store, base: overla
     assert len(store.images()) == 2
     with pytest.raises(NotFound):
         store.tag("nothing", "x:1")
-    store.remove_image("child:1")
-    with pytest.raises(NotFound):
-        store.tag(child, "removed:1") if False else store.tag("child:1", "removed:1")
 
 
 def test_tagging_what_was_just_removed_is_not_found(store: Store, base: overlaykit.StoredImage) -> None:

@@ -9,10 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from overlaykit.errors import AlreadyExists, InvalidLayer
+from overlaykit.errors import AlreadyExists, InvalidImage, InvalidLayer
 from overlaykit.oci.digest import Digest, Reader, hasher
-from overlaykit.oci.documents import Descriptor
-from overlaykit.oci.layer import compression_named, layer_type
+from overlaykit.oci.documents import Descriptor, History
+from overlaykit.oci.layer import LayerWriter, compression_named, layer_type
+from overlaykit.oci.mutate import replace_layers
 from overlaykit.oci.pipeline import CompressingWriter, LayerStream
 from overlaykit.oci.streams import Compression
 from overlaykit.overlay.apply import apply_layer as apply_to_empty
@@ -20,6 +21,7 @@ from overlaykit.overlay.contents import Contents
 from overlaykit.overlay.fold import fold_layer
 from overlaykit.tree.diff import against, diff
 from overlaykit.tree.losses import Losses
+from overlaykit.tree.merge import squash
 from overlaykit.tree.scan import scan
 from overlaykit.tree.table import StrPath, Tree
 from overlaykit.tree.tarwrite import write_tar
@@ -27,6 +29,7 @@ from overlaykit.tree.whiteout import WhiteoutFormat
 
 if TYPE_CHECKING:
     from overlaykit.oci.image import Image
+    from overlaykit.oci.layout import Layout
 
 
 def unpack(image: Image, directory: StrPath, *, max_size: int | None = None, losses: Losses | None = None) -> None:
@@ -135,3 +138,44 @@ def pack_layer(
         tar.finish()
     blob = Digest(f"sha256:{digest.hexdigest()}")
     return PackedLayer(Descriptor(media_type=layer_type(how.kind), digest=blob, size=size), tar.diff_id)
+
+
+def squash_layers(
+    image: Image,
+    start: int,
+    stop: int,
+    layout: Layout,
+    *,
+    compression: str = "gzip",
+    history: History | None = None,
+    losses: Losses | None = None,
+) -> Image:
+    """`image` with its layers start..stop (0 is the bottom, `stop` not included) as one, new in `layout`.
+
+    What is below stays as it is, and so stays shared. The layers are unpacked to a temporary folder in between. The new
+    layer does to any tree what the old ones did one after another: whiteouts stay in it.
+    """
+    if not 0 <= start < stop <= len(image.layers):
+        raise InvalidImage(f"image {image.id}: layers {start} to {stop} of {len(image.layers)}")
+    with tempfile.TemporaryDirectory(dir=layout.root) as folder:
+        lowers: list[tuple[StrPath, Tree]] = []
+        for number in range(start, stop):
+            directory = Path(folder, str(number))
+            directory.mkdir()
+            with image.layers[number].uncompressed() as stream:
+                tree = apply_to_empty(stream, directory, whiteouts=WhiteoutFormat.NONE, lowers=lowers, losses=losses)
+                stream.drain()
+            lowers.append((directory, tree))
+        squashed = squash([tree for _, tree in lowers])
+        contents = [(tree, Contents(tree, directory)) for directory, tree in reversed(lowers)]
+
+        def content(row: int) -> int:
+            """The file as the uppermost layer that has its name holds it."""
+            path = squashed.paths[row]
+            tree, files = next((tree, files) for tree, files in contents if tree.find(path) >= 0)
+            return files(tree.find(path))
+
+        with LayerWriter(layout, compression) as out:
+            write_tar(squashed, content, out, losses=losses)
+            layer = out.commit()
+    return replace_layers(image, start, stop, layer, history=history)

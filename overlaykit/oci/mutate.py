@@ -153,6 +153,29 @@ def rebase(image: Image, old_base: Image, new_base: Image) -> Image:
     return _changed(image, config, (*new_base.layers, *image.layers[below:]))
 
 
+def replace_layers(image: Image, start: int, stop: int, layer: Layer, *, history: History | None = None) -> Image:
+    """`image` with `layer` in the place of its layers start..stop (0 is the bottom, `stop` not included).
+
+    history: the entry of the new layer; those of the layers that it replaces stay, as steps without a layer of their own.
+    """
+    if not 0 <= start < stop <= len(image.layers):
+        raise InvalidImage(f"image {image.id}: layers {start} to {stop} of {len(image.layers)}")
+    entries: list[History] = []
+    number = 0
+    for entry in _whole_history(image):
+        if entry.empty_layer:
+            entries.append(entry)
+            continue
+        inside = start <= number < stop
+        entries.append(structs.replace(entry, empty_layer=True) if inside else entry)
+        number += 1
+        if number == stop:
+            entries.append(history or History())
+    diff_ids = (*image.diff_ids[:start], layer.diff_id, *image.diff_ids[stop:])
+    config = structs.replace(image.config, rootfs=RootFS(type="layers", diff_ids=diff_ids), history=tuple(entries))
+    return _changed(image, config, (*image.layers[:start], layer, *image.layers[stop:]))
+
+
 def with_layers(image: Image, layers: Sequence[Layer]) -> Image:
     """`image` with its layers kept otherwise: the same diff_ids, so the same image id, and another manifest."""
     told = tuple(layer.diff_id for layer in layers)

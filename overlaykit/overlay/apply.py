@@ -51,8 +51,8 @@ def apply_layer(
 
     The stream is read to its end, so a verifying one has seen every byte when this returns. lowers: the layers below,
     bottom first, as (directory, Tree): they lend their attributes to directories that this layer implies, and the files
-    that its hard links name. whiteouts: how whiteouts and opaque marks are made; NONE makes neither, nor hard links to
-    files of lower layers: they are in the Tree alone. What the file system or the user's rights cannot keep is appended to
+    that its hard links name. whiteouts: how whiteouts and opaque marks are made; NONE makes neither, and they
+    are in the Tree alone, where hard links to files of lower layers then stay links too. What the file system or the user's rights cannot keep is appended to
     `losses`; the Tree has it all the same. Without root that is owners and devices.
 
     Raises InvalidLayer or UnsafePath for a tar that breaks the format, OSError for what the file system refuses. Whatever
@@ -252,7 +252,7 @@ class _Application:
         targets = [first[int(tree.hardlink[r])] for r in inner]
         self._nodes(tree, np.array(inner, np.int64), np.array(targets, np.int64))
         for row in rows.tolist():
-            if tree.flags[row] & Flag.LOWER_LINK and self.whiteouts is not WhiteoutFormat.NONE:
+            if tree.flags[row] & Flag.LOWER_LINK and (self.lowers or self.whiteouts is not WhiteoutFormat.NONE):
                 tree = self._copy_lower(tree, row)
         return tree
 
@@ -284,6 +284,8 @@ class _Application:
         with open(source, "rb") as content:
             while self.tail is not None:
                 self.tail = self.tail.feed(memoryview(content.read(1 << 20)), self)
+        if self.whiteouts is WhiteoutFormat.NONE:
+            return tree
         self.losses.append(Loss(tree.path(row), "a hard link to a lower layer's file became a copy of it"))
         columns = {name: getattr(tree, name).copy() for name in ("flags", "mode", "uid", "gid", "size", "mtime_ns", "link")}
         columns["flags"][row] &= ~np.uint8(Flag.LOWER_LINK)
