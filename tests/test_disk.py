@@ -184,7 +184,7 @@ def test_a_squashed_range_shows_the_same_and_keeps_the_base(tmp_path: Path) -> N
     image.unpack(tmp_path / "whole")
     squashed.unpack(tmp_path / "squashed")
     assert below_root(listing_of(tmp_path / "squashed")) == below_root(listing_of(tmp_path / "whole"))
-    assert sorted(p.name for p in (tmp_path / "layout").iterdir()) == ["blobs", "index.json", "ingest", "oci-layout"]
+    assert sorted(p.name for p in (tmp_path / "layout").iterdir()) == ["blobs", "index.json", "ingest", "lock", "oci-layout"]
 
 
 def test_an_image_is_unpacked_whole_or_not_at_all(tmp_path: Path) -> None:
