@@ -16,6 +16,7 @@ cdef enum:
     BAD_SIZE = -7
     BAD_DEVICE = -8
     TOO_LONG = -9        # more than `limit` bytes of headers for one entry
+    LONG_NAME = -10      # a path or a symlink's target that Linux has no room for
 
 # Where the state has what; the array is the caller's and goes from call to call.
 cdef enum:
@@ -41,6 +42,8 @@ cdef enum:
     HAS_XATTRS = 1
     SPARSE_OLD = 2       # GNU type S: the map follows the numbers in the header
     SPARSE_PAX = 4       # GNU.sparse.* records: the map is there (0.0, 0.1) or in front of the content (1.0)
+    LONGEST_PATH = 32768 # bytes; a path may be longer than PATH_MAX, made one directory at a time, but not for sense
+    LONGEST_LINK = 4095  # PATH_MAX without its NUL
 
 # One entry; the door hands the rows out as a structured array.
 cdef packed struct Row:
@@ -217,10 +220,13 @@ cdef int read_records(const uint8_t* data, int64_t n, Meta* meta) noexcept nogil
             meta.has_mtime = m > 0
             if m > 0 and timestamp(v, m, &meta.mtime_ns) < 0:
                 return BAD_NUMBER
-        elif key_begins(data + key, value - key, b"SCHILY.xattr.", 13):
+        elif (
+            key_begins(data + key, value - key, b"SCHILY.xattr.", 13)
+            or key_begins(data + key, value - key, b"LIBARCHIVE.xattr.", 17)
+        ):
             meta.flags |= HAS_XATTRS
-        elif key_begins(data + key, value - key, b"LIBARCHIVE.xattr.", 17):
-            meta.flags |= HAS_XATTRS
+            if memchr(data + key, 0, value - key) != NULL:
+                return BAD_RECORD
         elif key_begins(data + key, value - key, b"GNU.sparse.", 11):
             meta.flags |= SPARSE_PAX
             if key_is(data + key, value - key, b"GNU.sparse.name", 15):
@@ -395,7 +401,12 @@ cdef int64_t next_entry(
     else:
         status[0] = BAD_TYPE
         return at
+    if row.kind != FILE:
+        row.flags &= HAS_XATTRS   # only files have holes
     made = 0
+    if meta.path_size > LONGEST_PATH or row.kind == SYMLINK and meta.link_size > LONGEST_LINK:
+        status[0] = LONG_NAME
+        return at
     if meta.prefix_size > 0:
         made = clean(meta.prefix, meta.prefix_size, paths, 0)
     if made >= 0:

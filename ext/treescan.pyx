@@ -1,6 +1,6 @@
 """A directory to columns: getdents, fstatat, readlink and xattrs, in tree order, nothing followed."""
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport EINTR, ELOOP, ENODATA, ENOENT, ENOSYS, ENOTDIR, EOPNOTSUPP, errno
+from libc.errno cimport EINTR, ELOOP, ENODATA, ENOENT, ENOSYS, ENOTDIR, EOPNOTSUPP, ESTALE, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset, strcmp, strlen
@@ -29,6 +29,7 @@ from posix_at cimport (
     snprintf,
     ssize_t,
     syscall,
+    timespec,
 )
 
 import os
@@ -53,6 +54,9 @@ cdef enum:
     SYS_LISTXATTRAT = 465
     DENTS = 256 << 10        # bytes of directory entries a getdents64
     SIGNAL_ENTRIES = 4096    # entries between two looks for signals
+    KEPT = 64                # directories held open on the way down; trees may be deeper than a process has descriptors
+    KEYS = 9600              # xattrs of one entry: XATTR_LIST_MAX bytes hold no more names of 7, the shortest ("user.x")
+    LAST_SECOND = 9223372035 # in the year 2262, the last of which int64 holds the nanoseconds
     INTERRUPTED = -4096      # beyond every errno
 
 # Bytes that grow.
@@ -85,6 +89,7 @@ cdef struct Scan:
     Vector xattrs
     Vector path          # of the entry at hand, and of the one that failed
     char* buffer         # XATTR_LIST_MAX + XATTR_SIZE_MAX bytes of scratch
+    const char** keys    # KEYS names in it
     bint want_xattrs
     bint old_kernel      # no listxattrat
     int64_t entries
@@ -106,6 +111,8 @@ cdef int grow(Vector* v, int64_t more) noexcept nogil:
 
 
 cdef int push(Vector* v, const void* data, int64_t n) noexcept nogil:
+    if n == 0:
+        return 0
     if grow(v, n) < 0:
         return -1
     memcpy(v.data + v.size, data, n)
@@ -152,14 +159,14 @@ cdef ssize_t get_xattr(Scan* s, int dir_fd, const char* name, const char* path, 
 cdef int add_xattrs(Scan* s, int dir_fd, const char* name) noexcept nogil:
     """The xattrs of one entry, sorted by name, onto s.xattrs. 0, -errno, or 1 without memory."""
     cdef char path[PATH_MAX]
-    cdef const char* keys[4096]
+    cdef const char** keys = s.keys
     cdef ssize_t listed = list_xattrs(s, dir_fd, name, path), n
     cdef int64_t at = 0
     cdef int count = 0, i
     cdef uint32_t size
     if listed <= 0:
         return 0 if listed == 0 or listed == -EOPNOTSUPP else <int>listed
-    while at < listed and count < 4096:
+    while at < listed and count < KEYS:
         keys[count] = s.buffer + at
         count += 1
         at += strlen(s.buffer + at) + 1
@@ -178,6 +185,13 @@ cdef int add_xattrs(Scan* s, int dir_fd, const char* name) noexcept nogil:
         ):
             return 1
     return 0
+
+
+cdef inline int64_t nanoseconds(const timespec* t) noexcept nogil:
+    """Since 1970; 0 for what has no room, as ext/tarindex.pyx has it."""
+    if t.tv_sec > LAST_SECOND or t.tv_sec < -LAST_SECOND:
+        return 0
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
 
 cdef int add_row(Scan* s, int dir_fd, const char* name, const c_stat* st) noexcept nogil:
@@ -206,8 +220,8 @@ cdef int add_row(Scan* s, int dir_fd, const char* name, const c_stat* st) noexce
     row.ino = st.st_ino
     row.rdev = st.st_rdev
     row.size = st.st_size
-    row.mtime_ns = <int64_t>st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec
-    row.ctime_ns = <int64_t>st.st_ctim.tv_sec * 1000000000 + st.st_ctim.tv_nsec
+    row.mtime_ns = nanoseconds(&st.st_mtim)
+    row.ctime_ns = nanoseconds(&st.st_ctim)
     row.blocks = st.st_blocks
     row.path_end = s.paths.size
     row.link_end = s.links.size
@@ -235,7 +249,8 @@ cdef int list_names(int fd, Vector* names, Vector* order) noexcept nogil:
         if n < 0 and errno == EINTR:
             continue
         if n <= 0:
-            status = -errno if n < 0 else 0
+            # ENOENT: the directory was removed after it was opened, so it is empty.
+            status = -errno if n < 0 and errno != ENOENT else 0
             break
         at = 0
         while at < n:
@@ -251,7 +266,7 @@ cdef int list_names(int fd, Vector* names, Vector* order) noexcept nogil:
     free(dents)
     if status == 0 and grow(order, count * <int64_t>sizeof(char*)) < 0:
         status = 1
-    if status != 0:
+    if status != 0 or count == 0:
         return status
     at = 0
     for i in range(count):
@@ -262,24 +277,105 @@ cdef int list_names(int fd, Vector* names, Vector* order) noexcept nogil:
     return 0
 
 
-cdef int scan_directory(Scan* s, int fd) noexcept nogil:
-    """Everything below directory `fd`, whose path is s.path. 0, -errno, 1 without memory, INTERRUPTED."""
-    cdef Vector names, order
+# A directory on the way down.
+cdef struct Level:
+    int fd           # -1: given up for deeper ones; its child's ".." leads back
+    uint64_t dev
+    uint64_t ino
+    int64_t size     # bytes of its path
+    Vector names
+    Vector order     # pointers into names
+    int64_t next     # the entry of order to go on with
+
+
+cdef int descend(Scan* s, Vector* levels, int fd, const c_stat* st) noexcept nogil:
+    """Make directory `fd`, whose path is s.path, the last level; it owns the descriptor. 0, -errno, or 1 without memory."""
+    cdef Level level
+    cdef Level* above
+    cdef int status
+    cdef int64_t depth
+    memset(&level, 0, sizeof(Level))
+    level.fd = fd
+    level.dev = st.st_dev
+    level.ino = st.st_ino
+    level.size = s.path.size
+    status = list_names(fd, &level.names, &level.order)
+    if status == 0 and push(levels, &level, sizeof(Level)) < 0:
+        status = 1
+    if status != 0:
+        free(level.names.data)
+        free(level.order.data)
+        close(fd)
+        return status
+    depth = levels.size // <int64_t>sizeof(Level)
+    if depth > KEPT:
+        above = <Level*>levels.data + (depth - 1 - KEPT)
+        close(above.fd)
+        above.fd = -1
+    return 0
+
+
+cdef int ascend(Vector* levels) noexcept nogil:
+    """Leave the last level, the one above it open again. 0 or -errno; -ESTALE if that one has been moved meanwhile."""
+    cdef Level* level = <Level*>(levels.data + levels.size) - 1
+    cdef Level* above = level - 1
     cdef c_stat st
+    cdef int status = 0
+    if levels.size > <int64_t>sizeof(Level) and above.fd < 0:
+        above.fd = open_at(level.fd, "..", O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
+        if above.fd < 0:
+            status = above.fd
+            above.fd = -1
+        elif fstat(above.fd, &st) != 0:
+            status = -errno
+        elif st.st_dev != above.dev or st.st_ino != above.ino:
+            status = -ESTALE
+    close(level.fd)
+    free(level.names.data)
+    free(level.order.data)
+    levels.size -= sizeof(Level)
+    return status
+
+
+cdef int visit(Scan* s, Vector* levels, int fd, const char* name) noexcept nogil:
+    """One entry of directory `fd`, s.path being its path: a row, and a new level if it is a directory. As `descend`."""
+    cdef c_stat st
+    cdef int child, status
+    if fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0:
+        return -errno
+    if (st.st_mode & S_IFMT) != S_IFDIR:
+        return add_row(s, fd, name, &st)
+    # Opened before it is written down, so that the row and what is below it are of one directory.
+    child = open_at(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
+    if child < 0:
+        return child
+    status = 0 if fstat(child, &st) == 0 else -errno
+    if status == 0:
+        status = add_row(s, fd, name, &st)
+    if status != 0:
+        close(child)
+        return status
+    return descend(s, levels, child, &st)
+
+
+cdef int walk(Scan* s, Vector* levels) noexcept nogil:
+    """Everything below the first level. 0, -errno, 1 without memory, INTERRUPTED. What is left in levels is the caller's."""
+    cdef Level* level
     cdef const char* name
-    cdef int64_t i, size = s.path.size, n
-    cdef int status, child
-    memset(&names, 0, sizeof(Vector))
-    memset(&order, 0, sizeof(Vector))
-    status = list_names(fd, &names, &order)
-    for i in range(order.size if status == 0 else 0):
-        name = (<const char**>order.data)[i]
+    cdef int64_t n
+    cdef int status = 0
+    while levels.size > 0 and status == 0:
+        level = <Level*>(levels.data + levels.size) - 1
+        s.path.size = level.size
+        if level.next == level.order.size:
+            status = ascend(levels)
+            continue
+        name = (<const char**>level.order.data)[level.next]
+        level.next += 1
         n = strlen(name)
-        s.path.size = size
         if grow(&s.path, n + 1) < 0:
-            status = 1
-            break
-        if size > 0:
+            return 1
+        if s.path.size > 0:
             s.path.data[s.path.size] = c'/'
             s.path.size += 1
         memcpy(s.path.data + s.path.size, name, n)
@@ -287,32 +383,10 @@ cdef int scan_directory(Scan* s, int fd) noexcept nogil:
         if s.entries % SIGNAL_ENTRIES == SIGNAL_ENTRIES - 1:
             with gil:
                 if poll_signals() < 0:
-                    status = INTERRUPTED
-                    break
-        status = 0 if fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 else -errno
-        if status == 0 and (st.st_mode & S_IFMT) == S_IFDIR:
-            # Opened before it is written down, so that the row and what is below it are of one directory.
-            child = open_at(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
-            status = child if child < 0 else 0
-            if status == 0:
-                status = 0 if fstat(child, &st) == 0 else -errno
-                if status == 0:
-                    status = add_row(s, fd, name, &st)
-                if status == 0:
-                    status = scan_directory(s, child)
-                close(child)
-                if status != 0:
-                    break   # what went wrong below is not this entry's vanishing
-        elif status == 0:
-            status = add_row(s, fd, name, &st)
+                    return INTERRUPTED
+        status = visit(s, levels, level.fd, name)
         if vanished(status):
             status = 0
-        if status != 0:
-            break
-    if status == 0:
-        s.path.size = size
-    free(names.data)
-    free(order.data)
     return status
 
 
@@ -330,24 +404,38 @@ def scan(int dir_fd, bint xattrs) -> tuple[bytes, bytes, bytes, bytes]:
     xattrs  name NUL uint32 length, value, and so on; row i's end at xattr_end. Empty unless asked for
 
     In Python: os.walk with lstat, readlink and listxattr of each entry, sorted
-    One descriptor a level is open; the caller's stays open. Entries that vanish meanwhile are left out. GIL released,
-    signals looked for. OSError with the path relative to the directory.
+    At most KEPT descriptors are open besides the caller's, which stays as it is. Entries that vanish meanwhile are left out.
+    GIL released, signals looked for. OSError with the path relative to the directory.
     """
     cdef Scan s
+    cdef Vector levels
     cdef c_stat st
-    cdef int status
+    cdef int status, fd
     memset(&s, 0, sizeof(Scan))
+    memset(&levels, 0, sizeof(Vector))
     s.want_xattrs = xattrs
     try:
         s.buffer = <char*>malloc(XATTR_LIST_MAX + XATTR_SIZE_MAX)
-        if s.buffer == NULL or grow(&s.path, 1) < 0:
+        s.keys = <const char**>malloc(KEYS * sizeof(char*))
+        if s.buffer == NULL or s.keys == NULL or grow(&s.path, 1) < 0:
             raise MemoryError()
         with nogil:
-            status = 0 if fstat(dir_fd, &st) == 0 else -errno
+            # Opened anew: the caller's may have been read before, or be O_PATH.
+            fd = open_at(dir_fd, ".", O_RDONLY | O_DIRECTORY, 0)
+            status = 0 if fd >= 0 else fd
+            if status == 0 and fstat(fd, &st) != 0:
+                status = -errno
             if status == 0:
-                status = add_row(&s, dir_fd, ".", &st)
+                status = add_row(&s, fd, ".", &st)
             if status == 0:
-                status = scan_directory(&s, dir_fd)
+                status = descend(&s, &levels, fd, &st)
+                fd = -1
+            if status == 0:
+                status = walk(&s, &levels)
+            if fd >= 0:
+                close(fd)
+            while levels.size > 0:
+                ascend(&levels)
         if status == INTERRUPTED:
             raise_pending()
         if status > 0:
@@ -362,3 +450,5 @@ def scan(int dir_fd, bint xattrs) -> tuple[bytes, bytes, bytes, bytes]:
         free(s.xattrs.data)
         free(s.path.data)
         free(s.buffer)
+        free(s.keys)
+        free(levels.data)

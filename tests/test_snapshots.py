@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,8 +74,8 @@ def test_only_a_committed_snapshot_is_a_parent(snapshots: Snapshotter, lease: Le
         snapshots.prepare("b", "a", lease)
     with pytest.raises(NotFound):
         snapshots.prepare("b", "nothing", lease)
+    layer(snapshots, lease, "base", None)
     with pytest.raises(InUse, match="committed"):
-        layer(snapshots, lease, "base", None)
         snapshots.commit("again", "base")
 
 
@@ -129,8 +130,6 @@ def test_a_new_upper_looks_as_the_root_below(snapshots: Snapshotter, lease: Leas
     snapshots.prepare("making", None, lease)
     root = snapshots.fs("making")
     root.chmod(0o751)
-    import os
-
     os.utime(root, ns=(10**9, 10**9))
     snapshots.commit("base", "making")
     snapshots.prepare("a", "base", lease)

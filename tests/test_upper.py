@@ -12,7 +12,7 @@ from kernel_overlay import mounted, needs_kernel_overlay
 from treetext import text
 
 from overlaykit.errors import InvalidLayer
-from overlaykit.overlay.upper import Upper
+from overlaykit.overlay.upper import UpperLayer
 from overlaykit.tree import Kind, merge, scan
 
 FOLDERS = ("a", "b", "a/c", "a/c/e", "b/x")
@@ -79,7 +79,7 @@ def test_the_changeset_of_a_kernel_upper_shows_what_the_mount_showed(tmp_path: P
         redirects += sum("trusted.overlay.redirect" in m for m in marks)
         metacopies += sum("trusted.overlay.metacopy" in m for m in marks)
         stack = [(lower, scan(lower)) for lower in lowers]
-        found = Upper(upper, stack)
+        found = UpperLayer(upper, stack)
         assert text(merge([*(tree for _, tree in stack), found.tree])) == text(expected), f"seed {seed}"
         opened = found.contents(found.tree)
         for row, entry in enumerate(found.tree):
@@ -95,4 +95,4 @@ def test_a_redirect_to_nowhere_is_an_error_that_names_both_ends(tmp_path: Path) 
     (tmp_path / "lower").mkdir()
     os.setxattr(tmp_path / "upper/d", "trusted.overlay.redirect", b"/gone")
     with pytest.raises(InvalidLayer, match="'d': a redirect to /gone"):
-        Upper(tmp_path / "upper", [(tmp_path / "lower", scan(tmp_path / "lower"))])
+        UpperLayer(tmp_path / "upper", [(tmp_path / "lower", scan(tmp_path / "lower"))])

@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from overlaykit.overlay.layers import Look
+
 Name = TypeVar("Name", str, bytes)
 
 
 class DirEntry(Generic[Name]):
     """One name, in os.DirEntry's shape. What a layer already told costs nothing to ask again."""
 
-    __slots__ = ("_dir", "_followed", "_look", "_st", "name", "path")
+    __slots__ = ("_followed", "_kind", "_look", "_st", "name", "path")
 
-    def __init__(
-        self, name: Name, path: Name, look: Callable[[Name, bool], os.stat_result], is_dir: bool | None = None
-    ) -> None:
+    def __init__(self, name: Name, path: Name, look: Callable[[Name, bool], os.stat_result], kind: int) -> None:
         self.name: Name = name
         self.path: Name = path
         self._look: Callable[[Name, bool], os.stat_result] = look
-        self._dir = is_dir
+        self._kind = kind
         self._st: os.stat_result | None = None
         self._followed: os.stat_result | None = None
 
@@ -44,22 +44,25 @@ class DirEntry(Generic[Name]):
     def inode(self) -> int:
         return self.stat(follow_symlinks=False).st_ino
 
-    def _mode(self, follow_symlinks: bool) -> int:
+    def _mode(self) -> int:
+        """What a symlink leads to."""
         try:
-            return self.stat(follow_symlinks=follow_symlinks).st_mode
+            return self.stat().st_mode
         except FileNotFoundError:  # a dangling symlink, or gone since
             return 0
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        if self._dir is not None and (self._dir or not follow_symlinks):
-            return self._dir
-        return stat.S_ISDIR(self._mode(follow_symlinks))
+        if self._kind != Look.LINK or not follow_symlinks:
+            return self._kind == Look.DIR
+        return stat.S_ISDIR(self._mode())
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        return not self._dir and stat.S_ISREG(self._mode(follow_symlinks))
+        if self._kind != Look.LINK or not follow_symlinks:
+            return self._kind == Look.FILE
+        return stat.S_ISREG(self._mode())
 
     def is_symlink(self) -> bool:
-        return not self._dir and stat.S_ISLNK(self._mode(False))
+        return self._kind == Look.LINK
 
 
 class Entries(Generic[Name]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from enum import Enum
+from enum import IntEnum
 from typing import Protocol
 
 from overlaykit._ext import inroot
@@ -19,13 +19,23 @@ from overlaykit.tree.table import Flag, Kind, Tree
 from overlaykit.tree.whiteout import OPAQUE, WHITEOUT
 
 
-class Look(Enum):
-    """What a layer has under a name."""
+class Look(IntEnum):
+    """What a layer has under a name. The first four fit two bits: see Node.names."""
 
-    ABSENT = 0
-    WHITEOUT = 1
-    DIR = 2
-    OTHER = 3
+    OTHER = 0  # a device, a pipe, a socket
+    DIR = 1
+    LINK = 2
+    FILE = 3
+    WHITEOUT = 4
+    ABSENT = 5
+
+
+LOOKS = [Look.OTHER] * (max(Kind) + 1)
+LOOKS[Kind.DIR], LOOKS[Kind.SYMLINK], LOOKS[Kind.FILE] = Look.DIR, Look.LINK, Look.FILE
+LOOKS[Kind.WHITEOUT] = Look.WHITEOUT
+
+
+FEW = 64  # children of a directory that are looked at one by one, before all that lies below it is read at once
 
 
 class Layer(Protocol):
@@ -75,7 +85,9 @@ class DiskLayer:
             return Look.ABSENT
         if stat.S_ISDIR(st.st_mode):
             return Look.DIR
-        return Look.WHITEOUT if self.markers.is_whiteout(st, parent.fd, name) else Look.OTHER
+        if self.markers.is_whiteout(st, parent.fd, name):
+            return Look.WHITEOUT
+        return Look.FILE if stat.S_ISREG(st.st_mode) else Look.LINK if stat.S_ISLNK(st.st_mode) else Look.OTHER
 
     def entries(self, directory: Handle | None, path: str) -> Iterator[tuple[str, Look]]:
         directory = directory or open_directory(self.root.fd, path)
@@ -90,11 +102,11 @@ class DiskLayer:
                             and entry.stat(follow_symlinks=False).st_size == 0
                             and self.markers.get(directory.fd, entry.name, WHITEOUT) is not None
                         )
-                        yield entry.name, Look.WHITEOUT if gone else Look.OTHER
+                        yield entry.name, Look.WHITEOUT if gone else Look.FILE
                     elif entry.is_dir(follow_symlinks=False):
                         yield entry.name, Look.DIR
                     elif entry.is_symlink():
-                        yield entry.name, Look.OTHER
+                        yield entry.name, Look.LINK
                     else:
                         gone = is_whiteout_device(entry.stat(follow_symlinks=False))
                         yield entry.name, Look.WHITEOUT if gone else Look.OTHER
@@ -121,33 +133,29 @@ class TreeLayer:
 
     def look(self, directory: Handle | None, path: str) -> Look:
         row = self.tree.find(path)
-        return Look.ABSENT if row < 0 else self.kind(int(self.tree.kind[row]))
-
-    @staticmethod
-    def kind(kind: int) -> Look:
-        if kind == Kind.DIR:
-            return Look.DIR
-        return Look.WHITEOUT if kind == Kind.WHITEOUT else Look.OTHER
+        return Look.ABSENT if row < 0 else LOOKS[self.tree.kind[row]]
 
     def entries(self, directory: Handle | None, path: str) -> Iterator[tuple[str, Look]]:
         tree = self.tree
         row = tree.find(path)
         if row < 0:
             return
-        end = int(tree.ends[row])
-        below = slice(row + 1, end + 1)
-        start = tree.paths.start[below].tolist()
-        if len(start) < 2:
-            return
-        # One slice for the whole subtree: a call into numpy a row would cost more than all the rest.
-        ends, kinds = tree.ends[row + 1 : end].tolist(), tree.kind[row + 1 : end].tolist()
-        base, skip = start[0], len(os.fsencode(path)) + (1 if path else 0)
+        skip = len(os.fsencode(path)) + (1 if path else 0)
+        ends, end, child = tree.ends, int(tree.ends[row]), row + 1
+        for _ in range(FEW):
+            if child >= end:
+                return
+            yield os.fsdecode(tree.paths[child][skip:]), LOOKS[tree.kind[child]]
+            child = int(ends[child])
+        # Many names: one slice for the rest of the subtree, since a call into numpy a row would cost more than all else.
+        start = tree.paths.start[child : end + 1].tolist()
+        last_rows, kinds = ends[child:end].tolist(), tree.kind[child:end].tolist()
+        base, first = start[0], child
         data = tree.paths.arena[base : start[-1]].tobytes()
-        child = 0
-        while child < len(ends):
-            name = data[start[child] - base + skip : start[child + 1] - base]
-            yield os.fsdecode(name), self.kind(kinds[child])
-            child = ends[child] - row - 1
+        while child < end:
+            at = child - first
+            yield os.fsdecode(data[start[at] - base + skip : start[at + 1] - base]), LOOKS[kinds[at]]
+            child = last_rows[at]
 
     def is_opaque(self, directory: Handle | None, path: str) -> bool:
         row = self.tree.find(path)

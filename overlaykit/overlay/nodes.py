@@ -32,7 +32,7 @@ class Node:
 
     lowers     the lower directories it merges, topmost first: (layer, path in that layer)
     upper_fd   its directory in upper, -1 while it has none
-    names      every name that the lowers give it: layer << 1 | is a directory; None until somebody needs them all
+    names      every name that the lowers give it: layer << 2 | its Look; None until somebody needs them all
     redirect   what its upper directory says about where its lowers are, "" if nothing
     """
 

@@ -80,10 +80,10 @@ class Stack:
                         return -1 if look is Look.WHITEOUT else layer
                 return -1
             names = self.lower_names(node)
-        return names.get(name, -1) >> 1
+        return names.get(name, -1) >> 2
 
     def lower_names(self, node: Node) -> dict[str, int]:
-        """Every name that the lowers give to `node`: layer << 1 | whether it is a directory."""
+        """Every name that the lowers give to `node`: layer << 2 | its Look."""
         if node.names is not None:
             return node.names
         names: dict[str, int] = {}
@@ -94,7 +94,7 @@ class Stack:
                     if look is Look.WHITEOUT:
                         gone.add(name)
                     else:
-                        names[name] = layer << 1 | (look is Look.DIR)
+                        names[name] = layer << 2 | look
         node.names = names
         return names
 

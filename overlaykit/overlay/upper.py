@@ -23,7 +23,7 @@ from overlaykit.tree.table import Entry, Flag, Kind, Strings, StrPath, Tree, fro
 from overlaykit.tree.whiteout import METACOPY, REDIRECT, WhiteoutFormat
 
 
-class Upper:
+class UpperLayer:
     """What an upper directory says on top of its lowers: `tree`, a changeset without marks, and the content of its files.
 
     directory   the upper; nobody may write to it meanwhile

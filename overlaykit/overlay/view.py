@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Self, overload
 
 from overlaykit.overlay.entries import DirEntry, Entries
-from overlaykit.overlay.layers import DiskLayer, Layer, TreeLayer
+from overlaykit.overlay.layers import DiskLayer, Layer, Look, TreeLayer
 from overlaykit.overlay.markers import Markers, is_whiteout_device, place
 from overlaykit.overlay.nodes import Found, Handle, Node
 from overlaykit.overlay.osnames import DOTS
@@ -158,7 +158,7 @@ class View(ReadOnly):
                         if (kind == 0o100000 and st.st_size) or kind == 0o040000:
                             return st
                 elif node.names is not None:
-                    layer = node.names.get(name, -1) >> 1
+                    layer = node.names.get(name, -1) >> 2
                     handle = node.handles.get(layer)
                     if handle is not None:
                         with contextlib.suppress(OSError):
@@ -251,17 +251,17 @@ class View(ReadOnly):
         return list(map(os.fsencode, names)) if isinstance(os.fspath(path), bytes) else names
 
     @names_path
-    def _names(self, path: AnyPath) -> dict[str, bool | None]:
+    def _names(self, path: AnyPath) -> dict[str, int]:
         place = self._reach(path)
         if not place.is_dir:
             raise fail(errno.ENOTDIR)
         return self._listing(self._resolver.directory(place))
 
-    def _listing(self, node: Node) -> dict[str, bool | None]:
-        """The names in `node`, each with whether it is a directory."""
+    def _listing(self, node: Node) -> dict[str, int]:
+        """The names in `node`, each with its Look."""
         if node.dead:
             return {}
-        names: dict[str, bool | None] = {}
+        names: dict[str, int] = {}
         gone: list[str] = []
         if node.upper_fd >= 0:
             has_xattr_whiteouts = self._markers.has_xattr_whiteouts(node.upper_fd)
@@ -270,16 +270,18 @@ class View(ReadOnly):
                 with os.scandir(fd) as entries:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
-                            names[entry.name] = True
+                            names[entry.name] = Look.DIR
                         elif entry.is_file(follow_symlinks=False):
-                            names[entry.name] = False
+                            names[entry.name] = Look.FILE
                             if has_xattr_whiteouts:
                                 st = entry.stat(follow_symlinks=False)
                                 if self._markers.is_whiteout(st, node.upper_fd, entry.name):
                                     gone.append(entry.name)
+                        elif entry.is_symlink():
+                            names[entry.name] = Look.LINK
                         else:
-                            names[entry.name] = False
-                            if not entry.is_symlink() and is_whiteout_device(entry.stat(follow_symlinks=False)):
+                            names[entry.name] = Look.OTHER
+                            if is_whiteout_device(entry.stat(follow_symlinks=False)):
                                 gone.append(entry.name)
             finally:
                 os.close(fd)
@@ -288,7 +290,7 @@ class View(ReadOnly):
             os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle.fd))
         for name, value in self._stack.lower_names(node).items():
             if name not in names:
-                names[name] = bool(value & 1)
+                names[name] = value & 3
         for name in gone:
             del names[name]
         return names
@@ -304,10 +306,10 @@ class View(ReadOnly):
         if isinstance(given, bytes):
             prefix = given if given.endswith(b"/") else given + b"/"
             return Entries(
-                DirEntry(os.fsencode(name), prefix + os.fsencode(name), self._look, is_dir) for name, is_dir in names.items()
+                DirEntry(os.fsencode(name), prefix + os.fsencode(name), self._look, look) for name, look in names.items()
             )
         base = given if given.endswith("/") else given + "/"
-        return Entries(DirEntry(name, base + name, self._look, is_dir) for name, is_dir in names.items())
+        return Entries(DirEntry(name, base + name, self._look, look) for name, look in names.items())
 
     def _look(self, path: str | bytes, follow: bool) -> os.stat_result:
         return self.stat(path, follow_symlinks=follow)

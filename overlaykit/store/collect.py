@@ -7,7 +7,6 @@ blob either has said so before, or looks for it after it is gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,15 +36,11 @@ class Collector:
 
     def collect(self) -> Freed:
         """Remove everything that nobody needs, directories that belong to no snapshot included."""
-        directories = {f"snapshots/{path.name}" for path in self._snapshots.folder.iterdir()}
-        names = {snapshot.key for snapshot in self._snapshots.walk(COMMITTED)}
         self._layout.clear_stale_ingests()
-        return self.remove({*self._layout.digests(), *names, *directories})
-
-    def remove(self, things: Iterable[str]) -> Freed:
-        """Remove those of `things` (as leases name them) that nobody needs."""
+        things = {*self._layout.digests(), *(snapshot.key for snapshot in self._snapshots.walk(COMMITTED))}
+        things |= {f"snapshots/{path.name}" for path in self._snapshots.folder.iterdir()}
         with self.leases.hold() as lease:
-            return self._sweep(set(things), lease)
+            return self._sweep(things, lease)
 
     def clear(self, lease: Lease) -> Freed:
         """Remove what `lease` names and nobody else needs."""

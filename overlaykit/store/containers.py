@@ -18,7 +18,7 @@ from overlaykit.errors import InUse, NotFound, Unsupported
 from overlaykit.oci import Descriptor, Digest, RuntimeConfig
 from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.mount import mount, unmount
-from overlaykit.overlay.upper import Upper
+from overlaykit.overlay.upper import UpperLayer
 from overlaykit.store.committing import commit
 from overlaykit.store.images import StoredImage
 from overlaykit.store.packing import with_virtual_owners
@@ -154,12 +154,12 @@ class Container:
         """What its image shows, as a tree."""
         return merge(self._store.snapshots.trees(self.id))
 
-    def upper(self) -> Upper:
+    def upper(self) -> UpperLayer:
         """Its writable layer as it is on disk now."""
         snapshots = self._store.snapshots
-        return Upper(snapshots.fs(self.id), snapshots.layers(self.id), whiteouts=snapshots.whiteouts)
+        return UpperLayer(snapshots.fs(self.id), snapshots.layers(self.id), whiteouts=snapshots.whiteouts)
 
-    def changeset(self, lower: Tree, upper: Upper) -> Tree:
+    def changeset(self, lower: Tree, upper: UpperLayer) -> Tree:
         """What its writable layer says on top of `lower`, as a tree with whiteouts."""
         return upper.tree if os.geteuid() == 0 else with_virtual_owners(upper.tree, lower)
 

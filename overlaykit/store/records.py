@@ -20,6 +20,8 @@ from overlaykit.oci.durable import locked
 
 WAIT = 60.0  # seconds for another process's transaction, each of which takes milliseconds
 
+RESERVE = 256 << 10  # bytes of ROOT/reserve, given up when the disk is full, so that something can be removed
+
 # Version n of the schema is what the first n scripts make. A script that was released never changes; a new one goes behind.
 MIGRATIONS = (
     """
@@ -54,8 +56,18 @@ class Records:
         self.path = path
         self._lock = threading.RLock()
         self._depth = 0
+        self._reserve = path.with_name("reserve")
+        try:
+            self._open()
+        except OSError as e:
+            if e.errno != errno.ENOSPC or not self._reserve.exists():
+                raise
+            self._reserve.unlink()  # WAL mode needs room even to read
+            self._open()
+
+    def _open(self) -> None:
         with self._translated():
-            self._db = sqlite3.connect(path, timeout=WAIT, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(self.path, timeout=WAIT, isolation_level=None, check_same_thread=False)
         # A store that nobody closed lets go of the file all the same.
         self._finalizer = weakref.finalize(self, self._db.close)
         try:
@@ -64,11 +76,21 @@ class Records:
             self.execute("PRAGMA synchronous = FULL")  # a commit that returned survives a power cut
             self._migrate()
         except BaseException:
-            self.close()
+            self._finalizer()
             raise
 
     def close(self) -> None:
-        self._finalizer()
+        if self._finalizer.alive:
+            self._finalizer()
+            if not self._reserve.exists():
+                self._fill_reserve()
+
+    def _fill_reserve(self) -> None:
+        try:
+            with open(self._reserve, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, RESERVE)
+        except OSError:
+            self._reserve.unlink(missing_ok=True)  # no room yet: whoever closes the store next tries again
 
     def _migrate(self) -> None:
         if self._version() == VERSION:
@@ -136,10 +158,11 @@ class Records:
             raise
         except sqlite3.Error as e:
             code = getattr(e, "sqlite_errorcode", 0) & 0xFF
-            if code == sqlite3.SQLITE_FULL:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from e
             if code == sqlite3.SQLITE_BUSY:
                 raise InUse(f"{self.path} was locked by another process for {WAIT:.0f} seconds") from e
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise IntegrityError(f"{self.path} is damaged: {e}") from e
-            raise OSError(errno.EIO, str(e), str(self.path)) from e
+            disk = os.statvfs(self.path.parent)
+            full = code == sqlite3.SQLITE_FULL or disk.f_bavail * disk.f_frsize < RESERVE
+            number = errno.ENOSPC if full else errno.EIO  # SQLite says "disk I/O error" for both
+            raise OSError(number, os.strerror(number) if full else str(e), str(self.path)) from e

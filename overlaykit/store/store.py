@@ -53,7 +53,7 @@ from overlaykit.tree.table import StrPath
 
 # What a root may hold already when a store is made in it: an OCI layout, and what a killed process left of a store.
 OURS = {"oci-layout", "index.json", "blobs", "ingest", "lock", "snapshots", "leases", "lost+found"}
-OURS |= {"store.db", "store.db-wal", "store.db-shm", "store.db-journal"}
+OURS |= {"reserve", "store.db", "store.db-wal", "store.db-shm", "store.db-journal"}
 
 
 def default_root() -> Path:
@@ -220,11 +220,14 @@ class Store:
         def without(entries: tuple[Descriptor, ...]) -> list[Descriptor]:
             return [d for d in entries if name_of(d) not in names and not (goes and d.digest == found.digest)]
 
-        self.layout.edit(without)
         removed = Removed([familiar(name) for name in names])
-        if goes:
-            removed.freed = self._collector.remove(blobs_and_layers(found))
-            removed.image = None if users else found.id
+        with self.leases.hold() as lease:
+            if goes:
+                lease.add(*blobs_and_layers(found))  # who is killed below leaves it to the next to finish
+            self.layout.edit(without)
+            if goes:
+                removed.freed = self._collector.clear(lease)
+                removed.image = None if users else found.id
         return removed
 
     def gc(self) -> Freed:

@@ -20,6 +20,9 @@ from overlaykit.tree.table import IMPLIED_MODE, Flag, Kind, Rows, Strings, Tree,
 from overlaykit.tree.whiteout import Mark, read_oci_names
 
 MAX_LINKS = 40  # symlinks on the way to one path, as the kernel counts them
+# What implied directories may cost: a path of 32 KiB in a header of 34 has 16,000 parents, 256 MiB of names together.
+IMPLIED_ROWS, IMPLIED_BYTES = 1 << 20, 1 << 26
+LONGEST_PATH = 4096  # bytes; where symlinks lead further, nothing but harm is meant
 
 
 def regular(table: Tree, *, oci_names: bool = False, strict: bool = False) -> Tree:
@@ -37,10 +40,10 @@ def regular(table: Tree, *, oci_names: bool = False, strict: bool = False) -> Tr
         return _root_only()
     columns = _regular_rows(table, marks)
     if isinstance(columns, int):
-        # An entry lies under a symlink of its own layer. Extraction would follow it, so the paths are rewritten to where it
-        # leads, inside the root, and tried once more.
-        table = _follow_symlinked_parents(table, marks)
-        columns = _regular_rows(table, marks)
+        # An entry lies under a symlink of its own layer, or under what was one until something took its place. Extraction
+        # would follow it, so the paths are rewritten to where it leads, inside the root, and tried once more.
+        table, marks = _in_order(table, marks)
+        columns = _regular_rows(table, marks, in_order=True)
         if isinstance(columns, int):
             raise InvalidLayer(f"{table.path(columns)!r} lies under an entry that is not a directory")
     row, name, size, kind, flags = columns
@@ -51,13 +54,21 @@ def regular(table: Tree, *, oci_names: bool = False, strict: bool = False) -> Tr
 
 
 def _regular_rows(
-    table: Tree, marks: npt.NDArray[np.uint8]
+    table: Tree, marks: npt.NDArray[np.uint8], *, in_order: bool = False
 ) -> tuple[Rows, Rows, Rows, npt.NDArray[np.uint8], npt.NDArray[np.uint8]] | int:
-    """Deciding row, name row, name size, kind and flags of each row of the result; or the row that lies under a file."""
+    """Deciding row, name row, name size, kind and flags of each row of the result; or a row for which order matters."""
     n = len(table)
     arena, start = table.paths.arena, table.paths.start
     order, same = np.empty(n, np.int64), np.empty(n, np.uint8)
     treemerge.sort_order(arena, start, order, same)
+    if not in_order and same.any():
+        # Of a path that was something else than a directory for a while, what lay under it has another place, or is gone.
+        again = np.flatnonzero(same)
+        twice = np.union1d(order[again - 1], order[again])
+        twice = twice[marks[twice] == Mark.PLAIN]
+        is_dir = table.kind[twice] == Kind.DIR
+        if (table.kind[twice] == Kind.SYMLINK).any() or (is_dir.any() and not is_dir.all()):
+            return int(twice[0])
     room = n + n // 8 + 64
     while True:
         row, name, size = (np.empty(room, np.int64) for _ in range(3))
@@ -65,7 +76,12 @@ def _regular_rows(
         made = whiteout.regular(arena, start, order, same, table.kind, marks, row, name, size, kind, flags)
         if made < 0:
             return -1 - made
+        if made - n > max(n, IMPLIED_ROWS):
+            raise InvalidLayer(f"{made - n} directories that no entry of {n} wrote")
         if made <= room:
+            if int(size[:made][row[:made] < 0].sum()) > max(16 * len(arena), IMPLIED_BYTES):
+                longest = table.path(int(name[size[:made].argmax()]))
+                raise InvalidLayer(f"{longest[:200]!r}...: too deep to make up the directories that no entry wrote")
             return row[:made], name[:made], size[:made], kind[:made], flags[:made]
         room = made
 
@@ -96,7 +112,7 @@ def _root_only() -> Tree:
 
 def _without_self_links(table: Tree, marks: npt.NDArray[np.uint8]) -> tuple[Tree, npt.NDArray[np.uint8]]:
     """A hard link to its own path says nothing new: archivers write one when they are given a file twice."""
-    links = np.flatnonzero((table.flags & Flag.LOWER_LINK) != 0)
+    links = np.flatnonzero(((table.flags & Flag.LOWER_LINK) != 0) & (marks == Mark.PLAIN))
     selfish = [i for i in links.tolist() if table.links[int(table.link[i])] == table.paths[i]]
     if not selfish:
         return table, marks
@@ -115,46 +131,77 @@ def _refuse_duplicates(table: Tree, marks: npt.NDArray[np.uint8]) -> None:
         raise InvalidLayer(f"{os.fsdecode(paths[int(order[twice[0]])])!r} stands in the layer twice")
 
 
-def _follow_symlinked_parents(table: Tree, marks: npt.NDArray[np.uint8]) -> Tree:
-    """`table` with every path whose parents are symlinks of the layer rewritten to where they lead inside the root."""
-    links: dict[bytes, bytes] = {}
+def _in_order(table: Tree, marks: npt.NDArray[np.uint8]) -> tuple[Tree, npt.NDArray[np.uint8]]:
+    """`table` as extraction in its order would leave it: paths lead through the symlinks that stood on their way by then,
+    inside the root, and what lay under a directory that something else replaced is gone. InvalidLayer for a row under a
+    file."""
+    # By path: the last row that was no directory, with a symlink's target; and the last that was one.
+    other: dict[bytes, tuple[int, bytes | None]] = {}
+    dirs: dict[bytes, int] = {}
     paths: list[bytes] = []
     for i, path in enumerate(table.paths):
         parent, _, name = path.rpartition(b"/")
-        if parent and links:
-            parent = inside(parent, links)
+        if parent and other:
+            parent = _leads_to(path, parent, other, dirs, is_mark=marks[i] != Mark.PLAIN)
             path = parent + b"/" + name if parent else name
         paths.append(path)
-        if marks[i] == Mark.PLAIN:
-            if table.kind[i] == Kind.SYMLINK:
-                links[path] = table.links[int(table.link[i])]
-            else:
-                links.pop(path, None)
-    return replace(table, paths=Strings.of(paths))
+        if marks[i] != Mark.PLAIN:
+            continue
+        if table.kind[i] != Kind.DIR:
+            is_symlink = table.kind[i] == Kind.SYMLINK
+            other[path] = i, table.links[int(table.link[i])] if is_symlink else None
+        elif path in other and table.flags[other[path][0]] & Flag.LOWER_LINK:
+            raise InvalidLayer(f"{table.path(i)!r}: a hard link and then a directory")
+        else:
+            dirs[path] = i
+    keep = np.array([marks[i] != Mark.PLAIN or not _replaced(path, i, other) for i, path in enumerate(paths)], np.bool_)
+    return replace(table, paths=Strings.of(paths)).take(keep), marks[keep]
 
 
-def inside(path: bytes, links: dict[bytes, bytes]) -> bytes:
+def _replaced(path: bytes, i: int, other: dict[bytes, tuple[int, bytes | None]]) -> bool:
+    """Whether a directory above `path`, which row `i` made, gave its place to something else after that."""
+    slash = path.rfind(b"/")
+    while slash > 0:
+        if other.get(path[:slash], (-1,))[0] > i:
+            return True
+        slash = path.rfind(b"/", 0, slash)
+    return False
+
+
+def _leads_to(
+    whole: bytes, path: bytes, other: dict[bytes, tuple[int, bytes | None]], dirs: dict[bytes, int], *, is_mark: bool
+) -> bytes:
     """Where directory `path` leads when symlinks are followed and the root is the top: '..' stops there."""
     done: list[bytes] = []
+    since = [-1]  # of each directory on the way: the row after which it is a new one, so that nothing older lies in it
     todo = path.split(b"/")[::-1]
-    hops = 0
+    hops = length = 0
     while todo:
         part = todo.pop()
         if part in (b"", b"."):
             continue
         if part == b"..":
-            del done[-1:]
+            if done:
+                length -= len(done.pop()) + 1
+                since.pop()
             continue
-        target = links.get(b"/".join([*done, part]))
-        if target is None:
+        here = b"/".join([*done, part])
+        row, target = other.get(here, (-1, None))
+        if row <= since[-1] or dirs.get(here, -1) > row:
             done.append(part)
-            continue
-        hops += 1
-        if hops > MAX_LINKS:
-            raise InvalidLayer(f"{os.fsdecode(path)!r}: too many symlinks on the way")
-        if target.startswith(b"/"):
-            done = []
-        todo += target.split(b"/")[::-1]
+            since.append(max(row, since[-1]))
+            length += len(part) + 1
+        elif target is None:
+            if is_mark:
+                return path  # it takes away what is below, and there is nothing to take away
+            raise InvalidLayer(f"{os.fsdecode(whole)!r} lies under {os.fsdecode(here)!r}, which is not a directory")
+        else:
+            hops += 1
+            if target.startswith(b"/"):
+                done, since, length = [], [-1], 0
+            todo += target.split(b"/")[::-1]
+        if hops > MAX_LINKS or length > LONGEST_PATH:
+            raise InvalidLayer(f"{os.fsdecode(whole)!r}: too many symlinks on the way")
     return b"/".join(done)
 
 
@@ -167,16 +214,17 @@ def _resolve_links(tree: Tree) -> Tree:
     columns = {name: getattr(tree, name).copy() for name in ("flags", "hardlink", "link")}
     target = np.arange(len(tree), dtype=np.int64)
     for i in links.tolist():
-        target[i] = tree.find(normal_target(tree.links[int(tree.link[i])]))
+        target[i] = find_target(tree, tree.links[int(tree.link[i])])
     source = np.arange(len(tree), dtype=np.int64)
     group = int(tree.hardlink.max(initial=-1)) + 1
     for i in links.tolist():
-        end, hops = i, 0
-        while end >= 0 and tree.flags[end] & Flag.LOWER_LINK:
+        chain, end = [], i
+        while end >= 0 and tree.flags[end] & Flag.LOWER_LINK and target[end] != end:
+            chain.append(end)
             end = int(target[end])
-            hops += 1
-            if hops > len(links):
+            if len(chain) > len(links):
                 raise InvalidLayer(f"{tree.path(i)!r}: a hard link that leads back to itself")
+        target[chain] = end  # the next one's way is short
         if end < 0 or tree.kind[end] == Kind.WHITEOUT:
             continue
         if tree.kind[end] == Kind.DIR:
@@ -190,6 +238,32 @@ def _resolve_links(tree: Tree) -> Tree:
     for name in ("kind", "mode", "uid", "gid", "size", "mtime_ns", "rdev", "offset", "link", "xattrs"):
         columns[name] = getattr(tree, name)[source]
     return tree.with_columns(**columns)
+
+
+def find_target(tree: Tree, target: bytes) -> int:
+    """The row that a hard link's target names, directories that are symlinks followed inside the root; -1: none."""
+    path = normal_target(target)
+    row = tree.find(path)
+    todo = path.split(b"/")[::-1]
+    done: list[bytes] = []
+    hops = 0
+    while row < 0 and todo and hops <= MAX_LINKS:
+        part = todo.pop()
+        if part in (b"", b".", b".."):
+            del done[len(done) - (part == b"..") :]
+            continue
+        done.append(part)
+        here = tree.find(b"/".join(done))
+        if here < 0:
+            return -1
+        if not todo:
+            return here  # a link to a symlink is one, wherever that leads
+        if tree.kind[here] == Kind.SYMLINK:
+            hops += 1
+            leads_to = tree.links[int(tree.link[here])]
+            done = [] if leads_to.startswith(b"/") else done[:-1]
+            todo += leads_to.split(b"/")[::-1]
+    return row
 
 
 def normal_target(target: bytes) -> bytes:

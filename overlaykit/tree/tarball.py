@@ -41,11 +41,14 @@ WRONG = {
     -7: "a size that cannot be",
     -8: "a device number that Linux has no room for",
     -9: "more headers for one entry than the limit",
+    -10: "a path or a symlink's target longer than Linux has room for",
 }
 BLOCK = 512
+LARGEST = 1 << 62  # bytes in a file; more is a lie, and sums of such numbers must fit int64
 # Keys of a global header that would change what entries are; one that only comments is common (git archive).
 _MEANINGFUL = ("uid", "gid", "mtime", "SCHILY.xattr.", "LIBARCHIVE.xattr.")
 _FORBIDDEN = ("path", "linkpath", "size", "GNU.sparse.")
+_GLOBAL_LIMIT = 1 << 16  # bytes of global records in all: they are read again for every entry
 
 
 class Readable(Protocol):
@@ -59,7 +62,7 @@ class Window:
     """The entries of one stretch of a tar stream. Valid until the next one is asked for: the buffer is used again.
 
     rows is a structured array (see ROW), paths and links belong to it; `first` bytes at the beginning of `buffer` go on the
-    content of the last row of the window before.
+    content of the last row of the window before. defaults: the pax records that hold for all entries.
     """
 
     rows: npt.NDArray[Any]
@@ -67,11 +70,20 @@ class Window:
     links: Strings
     buffer: memoryview
     first: int
+    defaults: bytes = b""
+
+    def own_records(self, row: int) -> bytes:
+        """The pax header of entry `row` as it stands there; b"" if it has none."""
+        begin, end = int(self.rows["records"][row]), int(self.rows["records_end"][row])
+        return b"" if begin < 0 else bytes(self.buffer[begin:end])
 
     def records(self, row: int) -> dict[str, bytes]:
-        """The pax records of entry `row`."""
-        begin, end = int(self.rows["records"][row]), int(self.rows["records_end"][row])
-        return {} if begin < 0 else parse_records(bytes(self.buffer[begin:end]))
+        """The pax records that hold for entry `row`."""
+        return parse_records(self.defaults + self.own_records(row))
+
+    def name(self, row: int) -> str:
+        """Entry `row` as error messages have it."""
+        return repr(os.fsdecode(self.paths[row]))
 
 
 class TarReader:
@@ -99,7 +111,7 @@ class TarReader:
             self.entries += len(window.rows)
             yield window
             if status < 0:
-                raise self._wrong(status, int(state[0]))
+                raise self._wrong(status, int(state[0]), bytes(buffer[used:have]))
             if status == GLOBAL:
                 self._globals(bytes(buffer[int(state[5]) : int(state[6])]))
             ended = status == END
@@ -108,7 +120,7 @@ class TarReader:
                 ended = True
             if used == 0 and int(state[7]) > len(buffer) and have == len(buffer):
                 if int(state[7]) > self.limit + 4 * BLOCK:
-                    raise self._wrong(-9, int(state[0]))
+                    raise self._wrong(-9, int(state[0]), bytes(buffer[:have]))
                 # Not in place: the window that was handed out still looks at the old one.
                 buffer = buffer + bytes(int(state[7]) - len(buffer))
             buffer[: have - used] = buffer[used:have]
@@ -134,6 +146,7 @@ class TarReader:
             _strings(links, table["link_end"]),
             memoryview(buffer),
             int(state[4]),
+            self._defaults,
         )
         return window, used, status
 
@@ -143,18 +156,46 @@ class TarReader:
             missing = f"{int(state[1])} bytes of content" if state[1] else "the rest of a header"
             raise InvalidLayer(f"entry {self.entries} at byte {int(state[0])}: the tar ends early, {missing} missing")
 
-    def _wrong(self, status: int, offset: int) -> InvalidLayer:
+    def _wrong(self, status: int, offset: int, data: bytes) -> InvalidLayer:
         kind = UnsafePath if status == -4 else InvalidLayer
-        where = "not a tar" if self.entries == 0 and status == -1 else f"entry {self.entries + 1} at byte {offset}"
+        where = f"entry {self.entries + 1} at byte {offset}{_name_of(data)}"
+        if self.entries == 0 and status == -1:
+            where = "not a tar"
         return kind(f"{where}: {WRONG[status]}")
 
     def _globals(self, records: bytes) -> None:
-        for key in parse_records(records):
+        where = f"the global header after entry {self.entries}"
+        try:
+            keys = list(parse_records(records))
+        except InvalidLayer as e:
+            raise InvalidLayer(f"{where}: {e}") from None
+        for key in keys:
             if key.startswith(_FORBIDDEN):
-                raise InvalidLayer(f"entry {self.entries + 1}: a global header that sets {key!r}")
-            if key.startswith(_MEANINGFUL):
-                self._defaults += records
-                return
+                raise InvalidLayer(f"{where} sets {key!r}")
+        if any(key.startswith(_MEANINGFUL) for key in keys):
+            self._defaults += records
+        if len(self._defaults) > _GLOBAL_LIMIT:
+            raise InvalidLayer(f"{where}: more than {_GLOBAL_LIMIT} bytes of global records")
+
+
+def _name_of(data: bytes) -> str:
+    """", NAME" of the entry whose headers begin `data`, as far as they can be read; "" if not even its name can."""
+    name, at = b"", 0
+    while at + BLOCK <= len(data):
+        kind, field = data[at + 156 : at + 157], data[at + 124 : at + 136].strip(b"\0 ")
+        size = int(field, 8) if field and not field.strip(b"01234567") else 0
+        content = data[at + BLOCK : at + BLOCK + size]
+        if kind == b"L":
+            name = content
+        elif kind in (b"x", b"X"):
+            name = content.partition(b" path=")[2].partition(b"\n")[0] or name
+        elif kind not in (b"g", b"K"):
+            name = name or data[at : at + 100]
+        if kind not in (b"g", b"K", b"L", b"x", b"X") or name:
+            break
+        at += BLOCK + (size + BLOCK - 1) // BLOCK * BLOCK
+    name = name.partition(b"\0")[0][:200]
+    return f", {os.fsdecode(name)!r}" if name else ""
 
 
 def _strings(arena: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> Strings:
@@ -182,14 +223,22 @@ def parse_records(data: bytes) -> dict[str, bytes]:
 
 
 def xattrs_of(records: dict[str, bytes]) -> Xattrs:
-    """The xattrs among pax records: SCHILY.xattr.* as they are, LIBARCHIVE.xattr.* in base64 under a quoted name."""
+    """The xattrs among pax records: SCHILY.xattr.* as they are, LIBARCHIVE.xattr.* in base64 under a quoted name.
+
+    In a SCHILY name %3D is "=" and %25 is "%", as GNU tar writes them: a key ends at its first "=".
+    """
     found: dict[str, bytes] = {}
     for key, value in records.items():
         if key.startswith("LIBARCHIVE.xattr."):
-            name = os.fsdecode(unquote_to_bytes(key.removeprefix("LIBARCHIVE.xattr.")))
-            found.setdefault(name, base64.b64decode(value + b"=="))
+            name = os.fsdecode(unquote_to_bytes(os.fsencode(key.removeprefix("LIBARCHIVE.xattr."))))
+            if "\0" in name:
+                raise InvalidLayer(f"an xattr named {name!r}")
+            try:
+                found.setdefault(name, base64.b64decode(value + b"=="))
+            except ValueError as e:
+                raise InvalidLayer(f"xattr {name}: not base64: {e}") from None
         elif key.startswith("SCHILY.xattr."):
-            found[key.removeprefix("SCHILY.xattr.")] = value
+            found[key.removeprefix("SCHILY.xattr.").replace("%3D", "=").replace("%25", "%")] = value
     return found
 
 
@@ -224,7 +273,10 @@ class TableBuilder:
         self._link_count += len(linked)
         xattrs: list[Xattrs | None] = [None] * n
         for row in np.flatnonzero(rows["flags"] & HAS_XATTRS).tolist():
-            found = xattrs_of(window.records(row))
+            try:
+                found = xattrs_of(window.records(row))
+            except InvalidLayer as e:
+                raise InvalidLayer(f"{window.name(row)}: {e}") from None
             if found:
                 xattrs[row] = found
                 columns["xattrs"][row] = self._sets.setdefault(tuple(sorted(found.items())), len(self._sets))
@@ -267,6 +319,13 @@ def sparse_rows(window: Window) -> list[int]:
 
 def sparse_size(window: Window, row: int) -> int:
     """The size in bytes that sparse file `row` has once its holes are there."""
+    try:
+        return _sparse_size(window, row)
+    except InvalidLayer as e:
+        raise InvalidLayer(f"{window.name(row)}: {e}") from None
+
+
+def _sparse_size(window: Window, row: int) -> int:
     if window.rows["flags"][row] & SPARSE_OLD:
         return _number(bytes(window.buffer[int(window.rows["head"][row]) :][:BLOCK])[483:495])
     records = window.records(row)
@@ -278,6 +337,13 @@ def sparse_size(window: Window, row: int) -> int:
 
 def sparse_map(window: Window, row: int) -> list[tuple[int, int]] | None:
     """(offset, size) of each piece of content of sparse file `row`; None where the map is in front of the content (1.0)."""
+    try:
+        return _sparse_map(window, row)
+    except InvalidLayer as e:
+        raise InvalidLayer(f"{window.name(row)}: {e}") from None
+
+
+def _sparse_map(window: Window, row: int) -> list[tuple[int, int]] | None:
     if window.rows["flags"][row] & SPARSE_OLD:
         head, data = int(window.rows["head"][row]), int(window.rows["data"][row])
         blocks = bytes(window.buffer[head:data])
@@ -285,8 +351,7 @@ def sparse_map(window: Window, row: int) -> list[tuple[int, int]] | None:
         for at in range(BLOCK, len(blocks), BLOCK):
             fields += [blocks[at + 24 * i : at + 24 * (i + 1)] for i in range(21)]
         return _checked([(_number(f[:12]), _number(f[12:])) for f in fields if f.strip(b"\0")])
-    records_at, records_end = int(window.rows["records"][row]), int(window.rows["records_end"][row])
-    packed = bytes(window.buffer[records_at:records_end])
+    packed = window.own_records(row)
     records = parse_records(packed)
     if records.get("GNU.sparse.major") == b"1":
         return None
@@ -301,20 +366,29 @@ def sparse_map(window: Window, row: int) -> list[tuple[int, int]] | None:
 
 def read_map(data: bytes) -> tuple[list[tuple[int, int]], int] | None:
     """The map at the beginning of a 1.0 sparse file's content and the bytes it takes; None if more of it is needed."""
-    lines = data.split(b"\n")
-    if len(lines) < 2:
+    first, newline, _ = data[:MAP_LINE].partition(b"\n")
+    if not newline:
+        if len(data) >= MAP_LINE:
+            raise InvalidLayer("a sparse map that does not begin with a number")
         return None
-    count = _digits(lines[0])
-    if count > len(data) and count > 1 << 20:
+    count = _digits(first)
+    if count > MAP_LIMIT:
         raise InvalidLayer(f"a sparse map of {count} pieces")
-    if len(lines) < 2 * count + 2:
+    if data.count(b"\n") < 2 * count + 1:
+        if len(data) > (2 * count + 1) * MAP_LINE:
+            raise InvalidLayer("a sparse map with something else than numbers in it")
         return None
+    lines = data.split(b"\n", 2 * count + 1)
     numbers = [_digits(n) for n in lines[1 : 2 * count + 1]]
     used = sum(len(line) + 1 for line in lines[: 2 * count + 1])
     size = (used + BLOCK - 1) // BLOCK * BLOCK
     if size > len(data):
         return None
     return _checked(list(zip(numbers[::2], numbers[1::2], strict=True))), size
+
+
+MAP_LINE = 21  # bytes: a number's 19 digits, a newline, and one more
+MAP_LIMIT = 1 << 20  # pieces
 
 
 def _repeated(data: bytes, key: bytes) -> Iterator[bytes]:
@@ -330,7 +404,7 @@ def _repeated(data: bytes, key: bytes) -> Iterator[bytes]:
 def _checked(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
     end = 0
     for offset, size in pieces:
-        if offset < end or size < 0 or offset + size > 1 << 62:
+        if offset < end or size < 0 or offset + size > LARGEST:
             raise InvalidLayer(f"a sparse map that goes back: {size} bytes at {offset} after {end}")
         end = offset + size
     return pieces
@@ -339,6 +413,8 @@ def _checked(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _digits(text: bytes) -> int:
     if not text.isdigit() or len(text) > 19:
         raise InvalidLayer(f"{text[:24]!r} where a number should be")
+    if int(text) > LARGEST:
+        raise InvalidLayer(f"a number that cannot be: {int(text)}")
     return int(text)
 
 
@@ -350,6 +426,6 @@ def _number(field: bytes) -> int:
         if text.strip(b"01234567"):
             raise InvalidLayer(f"{field!r} where an octal number should be")
         value = int(text or b"0", 8)
-    if value > 1 << 62:
+    if value > LARGEST:
         raise InvalidLayer(f"a number that cannot be: {value}")
     return value
