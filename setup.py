@@ -35,7 +35,7 @@ kernels = [
     Extension(
         f"overlaykit._ext.{source.stem}",
         [str(source)],
-        depends=headers,
+        depends=[str(source), *headers],  # the kernel itself too: an sdist takes what is listed here
         extra_compile_args=compile_args,
         extra_link_args=link_args,
     )

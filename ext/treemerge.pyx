@@ -1,4 +1,4 @@
-"""Order of paths: merging sorted layers, sorting one, finding a row, gathering strings. Row numbers in and out."""
+"""Order of paths: sorting one table, matching two trees, finding a row, gathering strings. Row numbers in and out."""
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -145,42 +145,45 @@ cdef Paths paths_of(const uint8_t[::1] arena, const int64_t[::1] start) except *
     return p
 
 
-def merge_order(
-    const uint8_t[::1] arena, const int64_t[::1] start, const int64_t[::1] layer_start, int64_t[::1] out, uint8_t[::1] same
-) -> None:
-    """Fill `out` with the rows of k sorted layers in tree order, of equal paths the upper layer's first.
+def match(
+    const uint8_t[::1] arena_a, const int64_t[::1] start_a, const uint8_t[::1] arena_b, const int64_t[::1] start_b,
+    int64_t[::1] out_a, int64_t[::1] out_b,
+) -> int:
+    """How many different paths two trees have; for each of them, in tree order, its row in either.
 
-    arena        uint8[m]    every path, back to back
-    start        int64[n+1]  row i's path is arena[start[i]:start[i+1]]
-    layer_start  int64[k+1]  layer l has the rows layer_start[l]:layer_start[l+1]; layer 0 is the bottom
-    out          int64[n]    written
-    same         uint8[n]    written; 1 where out[i] has the path of out[i-1]
+    arena_a, start_a  uint8[], int64[n+1]  row i's path is arena[start[i]:start[i+1]], in tree order
+    arena_b, start_b  uint8[], int64[m+1]  likewise
+    out_a, out_b      int64[n+m]  written: the row of the path in a and in b, -1 where it has none
 
-    In Python: sorted(range(n), key=lambda i: (tree_key(path(i)), -layer(i)))
-    O(n log k), GIL released. ValueError if the shapes disagree, MemoryError.
+    In Python: [(find(a, path), find(b, path)) for path in sorted({*a, *b}, key=tree_key)]
+    O(bytes), GIL released. ValueError if the shapes disagree.
     """
-    cdef Paths p = paths_of(arena, start)
-    cdef int64_t n = start.shape[0] - 1, k = layer_start.shape[0] - 1, i
-    cdef int64_t* work
-    cdef int status
-    if k < 0 or out.shape[0] != n or same.shape[0] != n or layer_start[0] != 0 or layer_start[k] != n:
-        raise ValueError(f"merge_order: shapes disagree: {n} rows, out {out.shape[0]}, same {same.shape[0]}, {k} layers")
-    for i in range(k):
-        if layer_start[i + 1] < layer_start[i]:
-            raise ValueError(f"merge_order: layer_start falls at {i}")
-    if n == 0:
-        return
-    work = <int64_t*>malloc((n + k + 2) * sizeof(int64_t))
-    if work == NULL:
-        raise MemoryError()
+    cdef Paths a = paths_of(arena_a, start_a), b = paths_of(arena_b, start_b)
+    cdef int64_t n = start_a.shape[0] - 1, m = start_b.shape[0] - 1, i = 0, j = 0, made = 0, lcp
+    cdef int64_t* to_a
+    cdef int64_t* to_b
+    cdef int order
+    if out_a.shape[0] != n + m or out_b.shape[0] != n + m:
+        raise ValueError(f"match: shapes disagree: {n} and {m} rows, out {out_a.shape[0]} and {out_b.shape[0]}")
+    if n + m == 0:
+        return 0
+    to_a = &out_a[0]
+    to_b = &out_b[0]
     with nogil:
-        for i in range(n):
-            out[i] = i
-        memcpy(work + n, &layer_start[0], (k + 1) * sizeof(int64_t))
-        status = merge_runs(p, work + n, k, &out[0], work, n, &same[0])
-        free(work)
-    if status < 0:
-        raise MemoryError()
+        while i < n or j < m:
+            if j == m:
+                order = -1
+            elif i == n:
+                order = 1
+            else:
+                lcp = 0
+                order = compare(a.arena + a.start[i], length(a, i), b.arena + b.start[j], length(b, j), &lcp)
+            to_a[made] = i if order <= 0 else -1
+            to_b[made] = j if order >= 0 else -1
+            i += order <= 0
+            j += order >= 0
+            made += 1
+    return made
 
 
 def sort_order(const uint8_t[::1] arena, const int64_t[::1] start, int64_t[::1] out, uint8_t[::1] same) -> None:

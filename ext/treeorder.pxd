@@ -21,15 +21,38 @@ cdef inline int weight(uint8_t byte) noexcept nogil:
     return 0 if byte == c'/' else byte
 
 
+cdef extern from *:
+    """
+    /* The index of the first byte in which two words from memory differ. */
+    static inline int overlaykit_first_difference(unsigned long long x, unsigned long long y) {
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        return __builtin_clzll(x ^ y) >> 3;
+    #else
+        return __builtin_ctzll(x ^ y) >> 3;
+    #endif
+    }
+    """
+    void prefetch "__builtin_prefetch"(const void* address) noexcept nogil
+    int first_difference "overlaykit_first_difference"(uint64_t x, uint64_t y) noexcept nogil
+
+
 cdef inline int64_t common(const uint8_t* a, const uint8_t* b, int64_t at, int64_t end) noexcept nogil:
-    """The first index in at..end where a and b differ, else end. Eight bytes a step: paths share long prefixes."""
+    """The first index in at..end where a and b differ, else end; before `at` they must agree.
+
+    Eight bytes a step: paths share long prefixes.
+    """
     cdef uint64_t x, y
     while at + 8 <= end:
         memcpy(&x, a + at, 8)
         memcpy(&y, b + at, 8)
         if x != y:
-            break
+            return at + first_difference(x, y)
         at += 8
+    if end >= 8:
+        # The last eight bytes at once: those before `at` are equal.
+        memcpy(&x, a + end - 8, 8)
+        memcpy(&y, b + end - 8, 8)
+        return end if x == y else end - 8 + first_difference(x, y)
     while at < end and a[at] == b[at]:
         at += 1
     return at

@@ -55,6 +55,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """The finished program argv[0] (looked up by `peer`), its output as text; AssertionError with both if it failed."""
     command = [peer(os.fspath(argv[0])), *map(os.fspath, argv[1:])]
+    # A sanitizer that is loaded into this process is none of the peer's business.
+    inherited = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     with open(stdin or os.devnull, "rb") as source:
         done = subprocess.run(
             command,
@@ -62,7 +64,7 @@ def run(
             capture_output=True,
             text=True,
             errors="surrogateescape",
-            env={**os.environ, **(env or {})},
+            env=inherited | dict(env or {}),
             timeout=timeout,
             check=False,
         )

@@ -124,6 +124,7 @@ def test_a_layer_writer_that_is_left_keeps_nothing(layout: Layout) -> None:
         (zstandard.compress(TAR), "zstd", True),
         (bz2.compress(TAR), "gzip", False),
     ],
+    ids=["plain", "gzip", "zstd", "bzip2"],
 )
 def test_what_is_taken_in_stays_byte_for_byte_where_it_can(layout: Layout, raw: bytes, kind: str, kept: bool) -> None:
     layer = ingest_layer(layout, io.BytesIO(raw))
@@ -134,7 +135,11 @@ def test_what_is_taken_in_stays_byte_for_byte_where_it_can(layout: Layout, raw: 
     assert paths(layer)[-1] == "etc/old"
 
 
-@pytest.mark.parametrize("raw", [b"no tar" * 1000, gzip.compress(b"no tar" * 1000), PACKED[:-20], TAR[:700]])
+@pytest.mark.parametrize(
+    "raw",
+    [b"no tar" * 1000, gzip.compress(b"no tar" * 1000), PACKED[:-20], TAR[:700]],
+    ids=["no tar", "no tar, compressed", "compressed, cut off", "cut off"],
+)
 def test_what_is_no_layer_is_not_taken_in(layout: Layout, raw: bytes) -> None:
     with pytest.raises(InvalidLayer):
         ingest_layer(layout, io.BytesIO(raw))

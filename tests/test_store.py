@@ -19,6 +19,7 @@ import overlaykit
 from overlaykit import AlreadyExists, InUse, InvalidReference, NotFound, Store, Unsupported
 from overlaykit.oci import new_image, validate
 from overlaykit.store.packing import LeasedLayout
+from overlaykit.store.unpacking import hold_image
 
 
 @pytest.fixture
@@ -339,3 +340,17 @@ def test_names_of_containers_are_checked_and_never_taken_twice(store: Store, bas
     with pytest.raises(InvalidReference, match="slash"):
         store.create("base:1", name="a/slash")
     assert len(store.containers()) == 1
+
+
+def test_what_is_removed_while_somebody_uses_it_goes_later(store: Store, base: overlaykit.StoredImage) -> None:
+    child_of(store, "base:1", "child:1")
+    with store.operation() as layout:
+        hold_image(store.image("child:1"), layout)
+        with Store(store.root) as other:
+            assert other.remove_image("child:1").freed.blobs == []
+        with Store(store.root):  # looks for what was left, and finds it in use still
+            pass
+        assert len(set(store.layout.digests())) == 6
+    with Store(store.root) as other:
+        assert len(set(other.layout.digests())) == 3
+    assert os.listdir(store.root / "leases") == ["lock"]

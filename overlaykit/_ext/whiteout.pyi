@@ -19,16 +19,3 @@ def regular(
     out_kind: _Bytes,
     out_flags: _Bytes,
 ) -> int: ...
-def visible(
-    arena: _Bytes,
-    start: _Rows,
-    order: _Rows,
-    same: _Bytes,
-    kind: _Bytes,
-    flags: _Bytes,
-    layer: _Rows,
-    keep_whiteouts: bool,
-    out_row: _Rows,
-    out_attr: _Rows,
-    out_flags: _Bytes,
-) -> int: ...

@@ -50,25 +50,28 @@ class Collector:
         freed = Freed()
         with exclusion(self.leases.folder):
             held = self.leases.held(besides=own)
-            blobs, names = self.needed(held)
-            doomed = self._doomed(things - names)
+            blobs, names = self.needed()
+            unneeded = {snapshot.key: snapshot for snapshot in self._unneeded(things - names)}
+            doomed = [snapshot for name, snapshot in unneeded.items() if name not in self._with_parents(held)]
+            loose = {thing for thing in things - blobs if ":" in thing and self._layout.has(thing)}
             own.note(*(f"snapshots/{snapshot.id}" for snapshot in doomed))
             with self._records.transaction():
                 for snapshot in reversed(doomed):  # children are younger than their parents
                     self._snapshots.forget(snapshot.id)
             freed.snapshots = [snapshot.key for snapshot in doomed]
-            for digest in sorted(thing for thing in things - blobs if ":" in thing):
-                if self._layout.has(digest):
-                    freed.size += self._layout.remove(digest)
-                    freed.blobs.append(digest)
+            for digest in sorted(loose - held):
+                freed.size += self._layout.remove(digest)
+                freed.blobs.append(digest)
             directories = {f"snapshots/{snapshot.id}" for snapshot in doomed}
             directories |= {thing for thing in things - held if thing.startswith("snapshots/")}
             directories -= {f"snapshots/{snapshot.id}" for snapshot in self._snapshots.walk()}
         for directory in sorted(directories):
             freed.size += self._snapshots.remove_directory(directory.removeprefix("snapshots/"))
+        # What somebody is just using is left to the next who opens the store.
+        own.postpone((loose & held) | (unneeded.keys() - set(freed.snapshots)))
         return freed
 
-    def _doomed(self, names: set[str]) -> list[Snapshot]:
+    def _unneeded(self, names: set[str]) -> list[Snapshot]:
         """The committed snapshots among `names`, the oldest first, without those that others build on."""
         snapshots = list(self._snapshots.walk())
         doomed = {s.key for s in snapshots if s.kind == COMMITTED and s.key in names}
@@ -78,18 +81,27 @@ class Collector:
 
     # --- marking ------------------------------------------------------------------------------------------------------
 
-    def needed(self, held: set[str]) -> tuple[set[str], set[str]]:
-        """The digests of blobs and the names of committed snapshots that somebody needs; `held` is what leases say.
+    def needed(self) -> tuple[set[str], set[str]]:
+        """The digests of blobs and the names of committed snapshots that images and containers need.
 
         IntegrityError if a document is damaged: what it leads to cannot be known then, and nothing may be removed.
         """
-        blobs, names = {thing for thing in held if ":" in thing}, set(held)
+        blobs: set[str] = set()
+        names: set[str] = set()
         for descriptor in self._roots():
             self._mark(descriptor, blobs, names)
-        for snapshot in self._snapshots.walk():
-            if snapshot.kind != COMMITTED or snapshot.key in held:
-                names |= {below.key for below in self._snapshots.chain(snapshot.key)}
-        return blobs, names
+        return blobs, names | self._with_parents({s.key for s in self._snapshots.walk() if s.kind != COMMITTED})
+
+    def _with_parents(self, keys: set[str]) -> set[str]:
+        """Those of `keys` that snapshots have, and the keys of all that is below them."""
+        parents = {snapshot.key: snapshot.parent for snapshot in self._snapshots.walk()}
+        found: set[str] = set()
+        for key in keys & parents.keys():
+            above: str | None = key
+            while above is not None and above not in found:
+                found.add(above)
+                above = parents[above]
+        return found
 
     def _roots(self) -> list[Descriptor]:
         roots = list(self._layout.descriptors())

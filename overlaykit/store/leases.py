@@ -32,6 +32,7 @@ class Lease:
 
     def __init__(self, folder: Path, name: str, fd: int) -> None:
         self._folder, self.name, self._fd = folder, name, fd
+        self._postponed = False
 
     def add(self, *things: str) -> None:
         """Hold `things` from now on. What is there afterwards stays: look for it after this, not before.
@@ -51,9 +52,16 @@ class Lease:
     def forget(self) -> None:
         os.truncate(self._fd, 0)
 
+    def postpone(self, things: set[str]) -> None:
+        """Hold only `things` from now on, and at the end leave them to be cleared away by somebody else."""
+        self.forget()
+        self.note(*things)
+        self._postponed = bool(things)
+
     def end(self) -> None:
         """Let go of everything."""
-        (self._folder / self.name).unlink(missing_ok=True)
+        if not self._postponed:
+            (self._folder / self.name).unlink(missing_ok=True)
         self.abandon()
 
     def abandon(self) -> None:

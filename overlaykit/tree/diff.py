@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from overlaykit._ext import treemerge
 from overlaykit.errors import InvalidLayer
-from overlaykit.tree.merge import merge_order
 from overlaykit.tree.regular import regular
 from overlaykit.tree.table import (
     IMPLIED_MODE,
@@ -35,49 +35,47 @@ def diff(lower: Tree, upper: Tree, *, same_content: Mask | None = None) -> Tree:
     for name, tree in (("lower", lower), ("upper", upper)):
         if tree.is_changeset:
             raise InvalidLayer(f"diff: {name} is a changeset; merge it with what is below it first")
-    table = concat([lower, upper])
-    mine, theirs = _pairs(lower, upper, table)
+    mine, theirs = _pairs(lower, upper)
     both = np.flatnonzero((mine >= 0) & (theirs >= 0))
     chosen = np.zeros(len(upper), np.bool_)
     chosen[theirs[mine < 0]] = True
-    a, b = lower.take(mine[both]), upper.take(theirs[both])
-    unlike = differing(a, b, links=False) | _other_first_name(lower, upper, mine, theirs, both)
+    unlike = differing(lower, upper, pairs=(mine[both], theirs[both]), links=False)
+    unlike |= _other_first_name(lower, upper, mine, theirs, both)
     chosen[theirs[both[unlike]]] = True
     if same_content is not None:
         chosen |= ~same_content
     _add_names(upper, chosen)
     # A name that is gone is worth a whiteout only where its directory is still one: elsewhere it went with it.
-    gone = mine[theirs < 0]
+    gone_place = np.flatnonzero(theirs < 0)
+    gone = mine[gone_place]
     upper_row = np.full(len(lower), -1, np.int64)
     upper_row[mine[both]] = theirs[both]
     home = upper_row[lower.parents[gone]] if len(gone) else gone
     stays = (home >= 0) & (upper.kind[home] == Kind.DIR)
-    gone, home = gone[stays], home[stays]
-    implied = _missing_parents(upper, chosen, home)
-    return _changeset(lower, upper, table, np.flatnonzero(chosen), gone, implied)
+    implied = _missing_parents(upper, chosen, home[stays])
+    return _changeset(lower, upper, chosen, implied, gone[stays], np.flatnonzero(theirs >= 0), gone_place[stays])
 
 
-def _pairs(lower: Tree, upper: Tree, table: Tree) -> tuple[Rows, Rows]:
+def _pairs(lower: Tree, upper: Tree) -> tuple[Rows, Rows]:
     """For each path of either tree, in order: its row in lower and its row in upper, -1 where it has none."""
-    order, same = merge_order([lower, upper], table.paths)
-    begin = np.flatnonzero(same == 0)
-    first = order[begin]
-    second = np.full(len(begin), -1, np.int64)
-    twice = begin + 1 < len(order)
-    twice[twice] = same[begin[twice] + 1] == 1
-    second[twice] = order[begin[twice] + 1]
-    theirs = np.where(first >= len(lower), first - len(lower), -1)
-    mine = np.where(first < len(lower), first, second)
-    return mine, theirs
+    n = len(lower) + len(upper)
+    mine, theirs = np.empty(n, np.int64), np.empty(n, np.int64)
+    a, b = lower.paths, upper.paths
+    made = treemerge.match(a.arena, a.start, b.arena, b.start, mine, theirs)
+    return mine[:made], theirs[:made]
 
 
 def _other_first_name(lower: Tree, upper: Tree, mine: Rows, theirs: Rows, both: Rows) -> Mask:
     """Which of the pairs `both` are names of another file than before, by the first name of each group."""
-    place_mine, place_theirs = np.full(len(lower), -1, np.int64), np.full(len(upper), -1, np.int64)
-    place_mine[mine[mine >= 0]] = np.flatnonzero(mine >= 0)
-    place_theirs[theirs[theirs >= 0]] = np.flatnonzero(theirs >= 0)
-    was, now = first_names(lower)[mine[both]], first_names(upper)[theirs[both]]
-    unlike: Mask = place_mine[was] != place_theirs[now]
+    a, b = mine[both], theirs[both]
+    unlike = np.zeros(len(both), np.bool_)
+    linked = np.flatnonzero((lower.hardlink[a] >= 0) | (upper.hardlink[b] >= 0))
+    if len(linked):
+        place_mine, place_theirs = np.full(len(lower), -1, np.int64), np.full(len(upper), -1, np.int64)
+        place_mine[mine[mine >= 0]] = np.flatnonzero(mine >= 0)
+        place_theirs[theirs[theirs >= 0]] = np.flatnonzero(theirs >= 0)
+        was, now = first_names(lower)[a[linked]], first_names(upper)[b[linked]]
+        unlike[linked] = place_mine[was] != place_theirs[now]
     return unlike
 
 
@@ -91,28 +89,26 @@ def _add_names(upper: Tree, chosen: Mask) -> None:
 def _missing_parents(upper: Tree, chosen: Mask, homes: Rows) -> Mask:
     """Which rows of upper must stand in the changeset just to hold others: IMPLIED directories."""
     implied = np.zeros(len(upper), np.bool_)
-    rows = np.unique(np.concatenate([upper.parents[np.flatnonzero(chosen)], homes, [0]]))
+    rows = np.concatenate([upper.parents[np.flatnonzero(chosen)], homes, [0]])
     while len(rows):
-        rows = rows[(rows >= 0) & ~implied[rows]]
-        implied[rows] = True
-        rows = np.unique(upper.parents[rows])
+        more = np.zeros(len(upper), np.bool_)
+        more[rows[rows >= 0]] = True
+        more &= ~implied
+        implied |= more
+        rows = upper.parents[np.flatnonzero(more)]
     return implied & ~chosen
 
 
-def _changeset(lower: Tree, upper: Tree, table: Tree, chosen: Rows, gone: Rows, implied: Mask) -> Tree:
-    held = np.flatnonzero(implied)
-    rows = np.concatenate([chosen + len(lower), held + len(lower), gone])
-    is_held = np.zeros(len(rows), np.bool_)
-    is_held[len(chosen) : len(chosen) + len(held)] = True
-    is_gone = np.zeros(len(rows), np.bool_)
-    is_gone[len(chosen) + len(held) :] = True
-    # Rows of lower and upper interleave by their place in the union; the table's own order would put all of lower first.
-    place = np.empty(len(table), np.int64)
-    place[merge_order([lower, upper], table.paths)[0]] = np.arange(len(table))
-    sort = np.argsort(place[rows], kind="stable")
-    rows, is_held, is_gone = rows[sort], is_held[sort], is_gone[sort]
-    picked = table.take(rows)
-    blank = empty_columns(len(rows))
+def _changeset(
+    lower: Tree, upper: Tree, chosen: Mask, implied: Mask, gone: Rows, upper_place: Rows, gone_place: Rows
+) -> Tree:
+    """The rows of upper that are chosen or implied, and whiteouts of the rows `gone` of lower, sorted by their places."""
+    kept = np.flatnonzero(chosen | implied)
+    order = np.argsort(np.concatenate([gone_place, upper_place[kept]]), kind="stable")
+    picked = concat([lower.take(gone), upper.take(kept)]).take(order)
+    is_gone = order < len(gone)
+    is_held = np.concatenate([np.zeros(len(gone), np.bool_), implied[kept]])[order]
+    blank = empty_columns(len(picked))
     blank["kind"][is_gone] = Kind.WHITEOUT
     blank["kind"][is_held] = Kind.DIR
     blank["flags"][is_held] = Flag.IMPLIED

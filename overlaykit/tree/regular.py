@@ -219,7 +219,7 @@ def _resolve_links(tree: Tree) -> Tree:
     group = int(tree.hardlink.max(initial=-1)) + 1
     for i in links.tolist():
         chain, end = [], i
-        while end >= 0 and tree.flags[end] & Flag.LOWER_LINK and target[end] != end:
+        while end >= 0 and tree.flags[end] & Flag.LOWER_LINK:
             chain.append(end)
             end = int(target[end])
             if len(chain) > len(links):

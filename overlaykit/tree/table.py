@@ -10,7 +10,6 @@ a directory. The root is the row with the empty path. A tree with whiteouts or o
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -118,6 +117,17 @@ class Strings:
         treemerge.gather(self.arena, self.start, rows, arena, start)
         return Strings(arena, start)
 
+    def unlike(self, other: Strings) -> Mask:
+        """bool[n]: which strings differ from those of as many others."""
+        unlike: Mask = self.lengths != other.lengths
+        same = np.flatnonzero(~unlike)
+        if len(same) < len(unlike):
+            self, other = self.take(same), other.take(same)
+        # Of equal lengths all begin at equal places, so it is enough to look at the bytes.
+        bytes_apart = np.flatnonzero(self.arena != other.arena)
+        unlike[same[np.searchsorted(self.start, bytes_apart, "right") - 1]] = True
+        return unlike
+
     @staticmethod
     def concat(parts: Sequence[Strings]) -> Strings:
         start = np.zeros(sum(map(len, parts)) + 1, np.int64)
@@ -142,10 +152,6 @@ COLUMNS: dict[str, npt.DTypeLike] = {
     "xattrs": np.int32,  # index into xattr_sets; -1: none
     "hardlink": np.int32,  # names of one file share a number; -1: a file of one name
 }
-# A saved tree: MAGIC, the length of a JSON header (8 bytes), the header, and the arrays it names, each ALIGNed.
-COLUMNS_FILE = "columns"
-MAGIC = b"overlaykit tree 1\n"
-ALIGN = 64
 DEFAULTS = {"offset": -1, "link": -1, "xattrs": -1, "hardlink": -1}
 PROVENANCE = ("offset", "layer")  # where a row came from: no part of what it says
 
@@ -172,7 +178,7 @@ class Tree:
     xattr_sets: tuple[Xattrs, ...]
 
     def __len__(self) -> int:
-        return len(self.kind)
+        return len(self.paths)
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -270,59 +276,44 @@ class Tree:
     # --- keeping ------------------------------------------------------------------------------------------------
 
     def save(self, directory: StrPath) -> None:
-        """Write the tree into `directory`, as one file. The caller syncs and renames."""
-        arrays = {name: getattr(self, name) for name in COLUMNS}
-        arrays |= {"paths": self.paths.arena, "paths_start": self.paths.start, "parents": self.parents, "ends": self.ends}
-        arrays |= {"links": self.links.arena, "links_start": self.links.start}
-        places, at = {}, 0
-        for name, array in arrays.items():
-            places[name] = [array.dtype.str, at, len(array)]
-            at += -(-array.nbytes // ALIGN) * ALIGN
+        """Write the tree into an existing empty `directory`, a file a column. The caller syncs and renames."""
+        folder = Path(directory)
+        for name in COLUMNS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        for name in ("paths", "links"):
+            np.save(folder / f"{name}.npy", getattr(self, name).arena, allow_pickle=False)
+            np.save(folder / f"{name}_start.npy", getattr(self, name).start, allow_pickle=False)
         sets = [{name: value.hex() for name, value in s.items()} for s in self.xattr_sets]
-        head = json.dumps({"arrays": places, "xattr_sets": sets}).encode()  # ASCII: what is no UTF-8 is escaped
-        head = MAGIC + len(head).to_bytes(8, "little") + head
-        with open(Path(directory, COLUMNS_FILE), "wb") as out:
-            out.write(head + bytes(-len(head) % ALIGN))
-            for array in arrays.values():
-                out.write(np.ascontiguousarray(array).data)
-                out.write(bytes(-array.nbytes % ALIGN))
+        (folder / "xattr_sets.json").write_text(json.dumps(sets), encoding="utf-8", errors="surrogateescape")
 
     @staticmethod
     def load(directory: StrPath) -> Tree:
-        """The tree that `save` wrote; the columns are mapped, not read. InvalidLayer if the file is not what it wrote."""
-        path = Path(directory, COLUMNS_FILE)
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
-        begin = len(MAGIC) + 8
-        end = begin + int.from_bytes(data[len(MAGIC) : begin], "little")
-        try:
-            if data[: len(MAGIC)] != MAGIC or end > size:
-                raise ValueError("no header")
-            head = json.loads(data[begin:end])
-            body = -(-end // ALIGN) * ALIGN
-            arrays = {
-                name: np.frombuffer(data, dtype, count, body + at) for name, (dtype, at, count) in head["arrays"].items()
-            }
-            sets = tuple({name: bytes.fromhex(value) for name, value in s.items()} for s in head["xattr_sets"])
-            columns: dict[str, Any] = {name: arrays[name] for name in COLUMNS}
-            tree = Tree(
-                Strings(arrays["paths"], arrays["paths_start"]),
-                **columns,
-                links=Strings(arrays["links"], arrays["links_start"]),
-                xattr_sets=sets,
-            )
-            family = (arrays["parents"], arrays["ends"])
-            wanted = [*COLUMNS.items(), ("parents", np.int64), ("ends", np.int64)]
-            if any(len(arrays[name]) != len(tree.paths) or arrays[name].dtype != dtype for name, dtype in wanted):
-                raise ValueError(f"the columns do not all have {len(tree.paths)} rows")
-            for strings in (tree.paths, tree.links):
-                if strings.start.dtype != np.int64 or strings.start[0] != 0 or strings.start[-1] != len(strings.arena):
-                    raise ValueError("offsets that do not fit")
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
-            raise InvalidLayer(f"{path}: not a tree as overlaykit keeps them: {e}") from e
-        tree.__dict__["_family"] = family  # as cached_property would
-        return tree
+        """The tree that `save` wrote; the columns are mapped, not read. InvalidLayer if the files do not fit together."""
+        folder = Path(directory)
+
+        def column(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+            try:
+                found = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            except ValueError as e:
+                raise InvalidLayer(f"{folder / name}.npy: {e}") from e
+            if found.dtype != dtype or found.ndim != 1:
+                raise InvalidLayer(f"{folder / name}.npy: {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}[n]")
+            plain: npt.NDArray[Any] = found.view(np.ndarray)
+            return plain
+
+        def strings(name: str) -> Strings:
+            found = Strings(column(name, np.uint8), column(f"{name}_start", np.int64))
+            if len(found.start) < 1 or found.start[0] != 0 or found.start[-1] != len(found.arena):
+                raise InvalidLayer(f"{folder / name}_start.npy does not fit {name}.npy")
+            return found
+
+        columns = {name: column(name, dtype) for name, dtype in COLUMNS.items()}
+        paths, links = strings("paths"), strings("links")
+        raw = json.loads((folder / "xattr_sets.json").read_text(encoding="utf-8", errors="surrogateescape"))
+        sets = tuple({name: bytes.fromhex(value) for name, value in s.items()} for s in raw)
+        if any(len(c) != len(paths) for c in columns.values()):
+            raise InvalidLayer(f"{folder}: the columns are not all {len(paths)} long")
+        return Tree(paths, **columns, links=links, xattr_sets=sets)
 
 
 def empty_columns(n: int) -> dict[str, npt.NDArray[Any]]:
@@ -387,28 +378,40 @@ def first_names(tree: Tree) -> Rows:
     first = np.arange(len(tree), dtype=np.int64)
     linked = np.flatnonzero(tree.hardlink >= 0)
     if len(linked):
-        _, index, inverse = np.unique(tree.hardlink[linked], return_index=True, return_inverse=True)
-        first[linked] = linked[index][inverse]
+        group = tree.hardlink[linked]
+        of_group = np.empty(int(group.max()) + 1, np.int64)
+        of_group[group[::-1]] = linked[::-1]  # of equal indices the last assignment stays
+        first[linked] = of_group[group]
     return first
 
 
-def differing(a: Tree, b: Tree, *, links: bool = True) -> Mask:
+def differing(a: Tree, b: Tree, *, pairs: tuple[Rows, Rows] | None = None, links: bool = True) -> Mask:
     """bool[n]: which rows of two tables with the same paths say different things.
 
+    pairs: compare only these rows of a with those of b, one by one.
     links: names of one file must be names of one file in both, which only whole trees can tell.
     """
-    unlike = np.zeros(len(a), np.bool_)
+    unlike = np.zeros(len(a) if pairs is None else len(pairs[0]), np.bool_)
+    mine, theirs = pairs or (slice(None), slice(None))
     for name in COLUMNS:
         if name not in (*PROVENANCE, "link", "xattrs", "hardlink"):
-            unlike |= getattr(a, name) != getattr(b, name)
-    unlike |= (a.link >= 0) != (b.link >= 0)
-    for i in np.flatnonzero((a.link >= 0) & (b.link >= 0) & ~unlike).tolist():
-        unlike[i] = a.links[a.link[i]] != b.links[b.link[i]]
-    empty: Xattrs = {}
-    for i in np.flatnonzero(((a.xattrs >= 0) | (b.xattrs >= 0)) & ~unlike).tolist():
-        mine = a.xattr_sets[a.xattrs[i]] if a.xattrs[i] >= 0 else empty
-        theirs = b.xattr_sets[b.xattrs[i]] if b.xattrs[i] >= 0 else empty
-        unlike[i] = dict(mine) != dict(theirs)
+            unlike |= getattr(a, name)[mine] != getattr(b, name)[theirs]
+    link, other_link = a.link[mine], b.link[theirs]
+    unlike |= (link >= 0) != (other_link >= 0)
+    rows = np.flatnonzero((link >= 0) & ~unlike)
+    unlike[rows] = a.links.take(link[rows].astype(np.int64)).unlike(b.links.take(other_link[rows].astype(np.int64)))
+    xattrs, other_xattrs = a.xattrs[mine], b.xattrs[theirs]
+    rows = np.flatnonzero(((xattrs >= 0) | (other_xattrs >= 0)) & ~unlike)
+    if len(rows):
+        # Few sets serve many rows: each two of them are compared once.
+        sets = np.stack([xattrs[rows], other_xattrs[rows]])
+        each, which = np.unique(sets, axis=1, return_inverse=True)
+        empty: Xattrs = {}
+        verdict = [
+            dict(a.xattr_sets[x] if x >= 0 else empty) != dict(b.xattr_sets[y] if y >= 0 else empty)
+            for x, y in each.T.tolist()
+        ]
+        unlike[rows] = np.array(verdict)[which.reshape(-1)]
     return unlike | (first_names(a) != first_names(b)) if links else unlike
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import BinaryIO, Protocol
 
 import numpy as np
@@ -74,11 +75,10 @@ def write_tar(
             head, slash, name = entry.path.rpartition("/")
             out.write(_header(Entry(head + slash + PREFIX + name), b"0", {}, 0))
             continue
-        if entry.flags & Flag.LOWER_LINK:
-            out.write(_header(Entry(entry.path, link=entry.link), b"1", {}, 0))
-            continue
-        if first[row] != row:
-            out.write(_header(Entry(entry.path, link=tree.path(int(first[row]))), b"1", {}, 0))
+        if entry.flags & Flag.LOWER_LINK or first[row] != row:
+            # With the file's mode, owner and time: some tools give what a link's header says to the file.
+            link = entry.link if entry.flags & Flag.LOWER_LINK else tree.path(int(first[row]))
+            out.write(_header(replace(entry, link=link), b"1", {}, mtime_ns))
             continue
         # The root is written only if it says something: most tools leave it out, and few expect it.
         if entry.path or not entry.flags & Flag.IMPLIED:

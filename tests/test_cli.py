@@ -1,0 +1,303 @@
+"""The command line as people and scripts meet it: output, exit codes, help."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import imagefiles as im
+import ours
+import peers
+import pytest
+import rootfs
+
+import overlaykit
+from overlaykit import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run("images", "-q")`: exit code, output and errors of `overlaykit --root ROOT images -q`."""
+
+    def run(*args: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfdbinary.readouterr()
+        code = cli.main(["--root", str(tmp_path / "store"), *map(str, args)])
+        out, err = capfdbinary.readouterr()
+        return code, out.decode(errors="surrogateescape"), err.decode(errors="surrogateescape")
+
+    return run
+
+
+@pytest.fixture
+def good(run: Run, tmp_path: Path) -> Run:
+    """The same, where there are the image base:1 and a container box of it."""
+    rootfs.write(tmp_path / "rootfs.tar")
+    assert run("import", tmp_path / "rootfs.tar", "base:1", "-c", 'CMD ["sh"]')[0] == 0
+    assert run("create", "base:1", "--name", "box")[0] == 0
+    return run
+
+
+def output(result: tuple[int, str, str]) -> str:
+    code, out, err = result
+    assert (code, err) == (0, ""), err
+    return out
+
+
+# --- the main job -----------------------------------------------------------------------------------------------------
+
+
+def test_the_main_job(good: Run, tmp_path: Path) -> None:
+    output(good("write", "box", "/etc/motd", stdin=b"changed\n"))
+    output(good("write", "box", "/etc/motd", "--append", stdin=b"more\n"))
+    assert output(good("cat", "box", "/etc/motd", "/etc/hostname")) == "changed\nmore\nsmall\n"
+    program = tmp_path / "app.sh"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    output(good("put", "box", program, "/bin"))
+    output(good("put", "box", program, "/bin/other"))
+    assert output(good("diff", "box")) == "C /bin\nA /bin/app.sh\nA /bin/other\nC /etc\nC /etc/motd\n"
+    assert "-rwxr-xr-x" in output(good("ls", "-l", "box", "/bin/app.sh"))
+    changed = json.loads(output(good("diff", "--json", "box")))[-1]
+    assert changed["path"] == "/etc/motd"
+    assert (changed["size_before"], changed["size_after"]) == (8, 13)
+    assert "content" in changed["reasons"]
+    id = output(good("commit", "box", "mine:1", "-m", "motd", "-a", "me", "-c", "ENV A=b")).strip()
+    saved = tmp_path / "mine.tar"
+    output(good("save", "mine:1", saved))
+    assert output(good("rm", "box")) == "box\n"
+    assert "Untagged: mine:1\nDeleted: " + id in output(good("rmi", "mine:1"))
+    assert output(good("load", saved)) == "Loaded image: mine:1\n"
+    assert output(good("images", "-q", "--no-trunc", "mine")) == id + "\n"
+    assert output(good("history", "mine:1")).splitlines()[1].split()[-1] == "motd"
+    output(good("create", "mine:1", "--name", "second"))
+    assert output(good("cat", "second", "/etc/motd")) == "changed\nmore\n"
+
+
+def test_mount_and_umount(good: Run, tmp_path: Path) -> None:
+    peers.need_root("mounts")
+    place = Path(output(good("mount", "box")).strip())
+    try:
+        assert (place / "etc/motd").read_text() == "welcome\n"
+        code, _, err = good("write", "box", "/etc/motd", stdin=b"x")
+        assert code == 1
+        assert "mounted" in err
+        assert output(good("cat", "box", "/etc/motd")) == "welcome\n"
+    finally:
+        assert output(good("umount", "box")) == "box\n"
+    assert good("umount", "box")[0] == 1
+
+
+def test_save_writes_every_form(good: Run, tmp_path: Path) -> None:
+    for form, name in (("docker-archive", "d.tar"), ("oci-archive", "o.tar"), ("oci-dir", "o")):
+        output(good("save", "--format", form, "base:1", tmp_path / name))
+        with overlaykit.Store(tmp_path / f"store of {name}") as store:
+            assert [image.tags for image in store.load(tmp_path / name)] == [["base:1"]]
+    (tmp_path / "there").mkdir()
+    output(good("save", "base:1", tmp_path / "there"))
+    assert (tmp_path / "there/index.json").exists()
+
+
+def test_a_directory_and_a_pipe_are_imported(good: Run, tmp_path: Path) -> None:
+    id = output(good("import", "-", "piped:1", stdin=(tmp_path / "rootfs.tar").read_bytes())).strip()
+    assert id.startswith("sha256:")
+    (tmp_path / "tree/etc").mkdir(parents=True)
+    (tmp_path / "tree/etc/motd").write_text("from a directory\n")
+    output(good("import", tmp_path / "tree", "dir:1"))
+    output(good("create", "dir:1", "--name", "dir"))
+    assert output(good("cat", "dir", "/etc/motd")) == "from a directory\n"
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+def test_images_looks_as_dockers(good: Run) -> None:
+    output(good("tag", "base:1", "localhost:5000/team/base:x"))
+    output(good("commit", "box"))
+    header, *rows = (line.split() for line in output(good("images")).splitlines())
+    assert header == ["REPOSITORY", "TAG", "IMAGE", "ID", "CREATED", "SIZE"]
+    assert sorted(row[:2] for row in rows) == [["<none>", "<none>"], ["base", "1"], ["localhost:5000/team/base", "x"]]
+    assert all(row[-1].endswith("kB") for row in rows)
+    assert len(output(good("images", "base")).splitlines()) == 2
+    assert len(output(good("images", "-q")).split()) == 2
+    assert output(good("images", "--digests", "base:1")).count("sha256:") == 1
+    facts = json.loads(output(good("images", "--json", "base:1")))
+    assert facts[0]["names"] == ["base:1", "localhost:5000/team/base:x"]
+
+
+def test_ps_lists_the_newest_first(good: Run) -> None:
+    second = output(good("create", "base:1", "--name", "second")).strip()
+    header, *rows = output(good("ps", "-a")).splitlines()
+    assert header.split() == ["CONTAINER", "ID", "IMAGE", "COMMAND", "CREATED", "NAMES"]
+    assert [row.split()[-1] for row in rows] == ["second", "box"]
+    assert rows[0].split()[:3] == [second[:12], "base:1", '"sh"']
+    assert output(good("ps", "-q", "--no-trunc")).split()[0] == second
+    assert [each["name"] for each in json.loads(output(good("ps", "--json")))] == ["second", "box"]
+    assert len(output(good("rm", "second", "box")).split()) == 2
+    assert output(good("ps", "-q")) == ""
+
+
+def test_a_container_gets_a_name_of_its_own(good: Run) -> None:
+    id = output(good("create", "base:1")).strip()
+    (container,) = json.loads(output(good("inspect", id[:8])))
+    assert container["Id"] == id
+    assert container["Name"].count("_") >= 1
+
+
+def test_history_shows_layers(good: Run) -> None:
+    facts = json.loads(output(good("history", "--json", "base:1")))
+    assert [fact["comment"] for fact in facts] == ["Imported from rootfs.tar"]
+    assert facts[0]["layer"].startswith("sha256:")
+    assert output(good("history", "-q", "--no-trunc", "base:1")) == facts[0]["layer"] + "\n"
+
+
+def test_inspect_finds_containers_before_images(good: Run) -> None:
+    output(good("tag", "base:1", "box"))
+    box, image = json.loads(output(good("inspect", "box", "base:1")))
+    assert box["Name"] == "/box"
+    assert "RootFS" in image
+    (image,) = json.loads(output(good("inspect", "--type", "image", "box")))
+    assert "RootFS" in image
+    assert good("inspect", "--type", "container", "base:1")[0] == 1
+
+
+def test_info_tells_where_and_what(good: Run, tmp_path: Path) -> None:
+    facts = json.loads(output(good("info", "--json")))
+    assert (facts["root"], facts["images"], facts["containers"]) == (str(tmp_path / "store"), 1, 1)
+    assert "whiteout format: " in output(good("info"))
+
+
+def test_ls_lists_a_directory_or_a_file(good: Run) -> None:
+    assert output(good("ls", "box", "/etc/conf.d")) == "a\nb\n"
+    assert output(good("ls", "box", "/etc/motd")) == "/etc/motd\n"
+    facts = json.loads(output(good("ls", "--json", "box", "/etc/conf.d")))
+    assert facts[0] | {"mtime_ns": 0} == {"name": "a", "mode": "-rw-r-----", "uid": 0, "gid": 0, "size": 4, "mtime_ns": 0}
+    assert "\udcff\udcfe" in output(good("ls", "box", "/etc"))  # a name that is no UTF-8 goes out as it is
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[str, ...]] = {
+    "no image none:1": ("create", "none:1"),
+    "no container nobody": ("diff", "nobody"),
+    "there is a container box": ("create", "base:1", "--name", "box"),
+    "/nowhere: No such file": ("cat", "box", "/nowhere"),
+    "/etc: Is a directory": ("cat", "box", "/etc"),
+    "nowhere.tar: No such file": ("load", "nowhere.tar"),
+    "needed by container box": ("rmi", "base:1"),
+    "compression 'rar'": ("commit", "box", "x:1", "--compression", "rar"),
+    "not a change of a config": ("commit", "box", "x:1", "--change", "RUN make"),
+    "no image nothing": ("save", "nothing", "out.tar"),
+    "is no platform": ("load", "x.tar", "--platform", "a b"),
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_1(said: str, good: Run) -> None:
+    code, out, err = good(*MISTAKES[said])
+    assert (code, out) == (1, "")
+    assert err.startswith("overlaykit: ")
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("args", [["bogus"], ["images", "--bogus"], ["create"], ["save", "--format", "zip", "a", "b"]])
+def test_what_is_not_understood_is_exit_code_2(args: list[str], run: Run) -> None:
+    code, out, err = run(*args)
+    assert (code, out) == (2, "")
+    assert "Usage: overlaykit" in err
+
+
+def test_a_command_that_is_nearly_right_is_named(run: Run) -> None:
+    assert "did you mean images?" in run("image")[2]
+
+
+def test_ctrl_c_is_exit_code_130(good: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: overlaykit.Store) -> list[overlaykit.StoredImage]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(overlaykit.Store, "images", interrupted)
+    code, out, err = good("images")
+    assert (code, out) == (130, "")
+    assert err.strip() == "overlaykit: interrupted"
+
+
+def test_a_reader_that_goes_away_is_no_traceback(good: Run, tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", ours.MAIN, "--root", str(tmp_path / "store"), "cat", "box", *["/home/user/notes"] * 500]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    listing = output(run("--help"))
+    for name in cli.HOMES:
+        assert f"\n  {name} " in listing
+
+
+@pytest.mark.parametrize("name", cli.HOMES)
+def test_help_of_a_command_teaches_with_an_example(name: str, run: Run) -> None:
+    text = output(run(name, "--help"))
+    assert f"Usage: overlaykit {name}" in text
+    assert f"overlaykit {name}" in text.split("\n", 1)[1] or "overlaykit --root" in text
+
+
+def test_version_is_quick() -> None:
+    """Nothing that a version does not need is imported."""
+    code = "import sys; from overlaykit.cli import main; main(['--version']); print({'numpy', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"overlaykit {overlaykit.__version__}", "set()"]
+
+
+def test_import_is_cheap() -> None:
+    code = "import sys, overlaykit; print([m for m in ('numpy', 'click', 'sqlite3', 'msgspec') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# --- odds and ends ----------------------------------------------------------------------------------------------------
+
+
+def test_images_without_names_are_loaded_too(run: Run, tmp_path: Path) -> None:
+    files = im.docker_20()
+    manifest = json.loads(files["manifest.json"])
+    manifest[0]["RepoTags"] = None
+    im.write(tmp_path / "image.tar", files | {"manifest.json": im.to_json(manifest)}, form="tar")
+    out = output(run("load", tmp_path / "image.tar"))
+    assert out.startswith("Loaded image ID: sha256:")
+    assert output(run("images")).splitlines()[1].startswith("<none>")
+
+
+def test_sizes_and_ages_are_written_as_docker_does() -> None:
+    from datetime import UTC, datetime, timedelta
+
+    from overlaykit.cli.output import ago, size
+
+    assert [size(n) for n in (0, 999, 1000, 74_800_000, 1_230_000_000)] == ["0B", "999B", "1kB", "74.8MB", "1.23GB"]
+    now = datetime.now(UTC)
+    ages = {0.1: "Less than a second ago", 1.2: "1 second ago", 30: "30 seconds ago", 70: "About a minute ago"}
+    ages |= {600: "10 minutes ago", 3700: "About an hour ago", 86400 * 3: "3 days ago", 86400 * 800: "2 years ago"}
+    for seconds, said in ages.items():
+        assert ago(now - timedelta(seconds=seconds)) == said
+    assert ago(None) == "N/A"
+
+
+def test_a_terminal_gets_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from overlaykit.cli.output import shown
+
+    assert shown("/etc/\x1b[2J") == "/etc/\x1b[2J"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert shown("/etc/\x1b[2J\udcff na\u00efve") == "/etc/\\x1b[2J\\udcff na\u00efve"
