@@ -20,6 +20,7 @@ directives = {
     "wraparound": False,
     "cdivision": True,
     "embedsignature": True,
+    "autotestdict": False,
     "freethreading_compatible": True,
 }
 compile_args = ["-std=c11", "-O0", "-g"] if DEBUG else ["-std=c11", "-O3"]

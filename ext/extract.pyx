@@ -1,6 +1,6 @@
 """Rows of a tar window to files on disk: made below one directory descriptor, one component at a time, nothing followed."""
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EEXIST, ENAMETOOLONG, ENOENT, errno
+from libc.errno cimport EEXIST, EINVAL, ENAMETOOLONG, ENOENT, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -11,6 +11,7 @@ from posix_at cimport (
     O_EXCL,
     O_NOFOLLOW,
     O_PATH,
+    O_RDONLY,
     O_WRONLY,
     PATH_MAX,
     S_IFBLK,
@@ -202,8 +203,10 @@ cdef int make(
         status = symlinkat(target, parent, name)
     elif row.kind == FIFO:
         status = mknodat(parent, name, S_IFIFO | 0o600, 0)
-    else:
+    elif row.kind == CHAR or row.kind == BLOCKDEV:
         status = mknodat(parent, name, (S_IFCHR if row.kind == CHAR else S_IFBLK) | 0o600, row.rdev)
+    else:
+        return -EINVAL
     if status != 0:
         return -errno
     if (row.uid != me or row.gid != mine) and fchownat(parent, name, row.uid, row.gid, AT_SYMLINK_NOFOLLOW) != 0:
@@ -262,7 +265,12 @@ def create(
                     break
             i += 1
         leave(&way, 0)
-    PyErr_CheckSignals()
+    try:
+        PyErr_CheckSignals()
+    except BaseException:
+        if open_file >= 0:
+            close(open_file)   # nobody else knows of it
+        raise
     return i, -status, open_file
 
 
@@ -271,6 +279,9 @@ def finish(int fd, uint32_t mode, uint32_t uid, uint32_t gid, int64_t mtime_ns, 
     cdef int status
     with nogil:
         status = finish_file(fd, mode, uid, gid, mtime_ns, me, mine, 0o777)
+        # Nothing can be taken off it, but it may have been made with more.
+        if status == 0 and mode == 0 and fchmod(fd, 0) != 0:
+            status = -errno
     return -status
 
 
@@ -279,12 +290,18 @@ cdef int set_directory(
 ) noexcept nogil:
     """0 or -errno."""
     cdef timespec times[2]
+    cdef int status = 0
+    # By a descriptor: fchmodat would follow a symlink.
+    cdef int fd = open_at(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
+    if fd < 0:
+        return fd
     times_of(mtime_ns, times)
-    if (uid != me or gid != mine) and fchownat(parent, name, uid, gid, AT_SYMLINK_NOFOLLOW) != 0:
-        return -errno
-    if fchmodat(parent, name, mode, 0) != 0 or utimensat(parent, name, times, AT_SYMLINK_NOFOLLOW) != 0:
-        return -errno
-    return 0
+    if (uid != me or gid != mine) and fchown(fd, uid, gid) != 0:
+        status = -errno
+    elif fchmod(fd, mode) != 0 or futimens(fd, times) != 0:
+        status = -errno
+    close(fd)
+    return status
 
 
 def attributes(
@@ -292,7 +309,7 @@ def attributes(
     const uint32_t[::1] mode, const uint32_t[::1] uid, const uint32_t[::1] gid, const int64_t[::1] mtime_ns,
     uint32_t me, uint32_t mine,
 ) -> tuple[int, int]:
-    """(i, errno): owner, mode and times given to the directories rows[0], rows[1] ... up to the one that failed (errno 0: all).
+    """(i, errno): owner, mode and times given to directories rows[0], rows[1] ... up to the one that failed (errno 0: all).
 
     arena, start                paths of a tree
     rows                        int64[r]  which, children before their parents: a mode might keep us out

@@ -42,7 +42,7 @@ cdef enum:
     HAS_XATTRS = 1
     SPARSE_OLD = 2       # GNU type S: the map follows the numbers in the header
     SPARSE_PAX = 4       # GNU.sparse.* records: the map is there (0.0, 0.1) or in front of the content (1.0)
-    LONGEST_PATH = 32768 # bytes; a path may be longer than PATH_MAX, made one directory at a time, but not for sense
+    LONGEST_PATH = 32768  # bytes; a path may be longer than PATH_MAX, made one directory at a time, but not for sense
     LONGEST_LINK = 4095  # PATH_MAX without its NUL
 
 # One entry; the door hands the rows out as a structured array.

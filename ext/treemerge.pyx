@@ -69,7 +69,9 @@ cdef int64_t merge_two(
     return k
 
 
-cdef int merge_runs(Paths p, int64_t* bound, int64_t k, int64_t* rows, int64_t* lcp, int64_t n, uint8_t* same) noexcept nogil:
+cdef int merge_runs(
+    Paths p, int64_t* bound, int64_t k, int64_t* rows, int64_t* lcp, int64_t n, uint8_t* same
+) noexcept nogil:
     """Rows of k adjacent runs (run r is rows[bound[r]:bound[r + 1]]) into one, in place, neighbours first. 0, or -1: memory.
 
     Of equal rows those of the later run come first. bound is used up. same[i] becomes 1 where row i's path is row i-1's.
@@ -237,6 +239,8 @@ def find(const uint8_t[::1] arena, const int64_t[::1] start, const uint8_t[::1] 
     while lo < hi:
         mid = (lo + hi) // 2
         lcp = 0
+        if not 0 <= start[mid] <= start[mid + 1] <= arena.shape[0]:   # the tree may come from a damaged file
+            raise ValueError(f"find: start is wrong at {mid}")
         if compare(p.arena + p.start[mid], length(p, mid), want, path.shape[0], &lcp) < 0:
             lo = mid + 1
         else:
@@ -314,6 +318,9 @@ def gather(
                 break
             size = out_start[i + 1] - out_start[i]
             if size < 0 or size > start[rows[i] + 1] - start[rows[i]] or out_start[i] < 0 or out_start[i + 1] > out.shape[0]:
+                wrong = True
+                break
+            if not 0 <= start[rows[i]] <= start[rows[i] + 1] <= arena.shape[0]:   # the tree may come from a damaged file
                 wrong = True
                 break
             if size > 0:

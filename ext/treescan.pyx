@@ -1,7 +1,7 @@
 """A directory to columns: getdents, fstatat, readlink and xattrs, in tree order, nothing followed."""
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.errno cimport EINTR, ELOOP, ENODATA, ENOENT, ENOSYS, ENOTDIR, EOPNOTSUPP, ESTALE, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset, strcmp, strlen
 
@@ -56,7 +56,7 @@ cdef enum:
     SIGNAL_ENTRIES = 4096    # entries between two looks for signals
     KEPT = 64                # directories held open on the way down; trees may be deeper than a process has descriptors
     KEYS = 9600              # xattrs of one entry: XATTR_LIST_MAX bytes hold no more names of 7, the shortest ("user.x")
-    LAST_SECOND = 9223372035 # in the year 2262, the last of which int64 holds the nanoseconds
+    LAST_SECOND = 9223372035  # in the year 2262, the last of which int64 holds the nanoseconds
     INTERRUPTED = -4096      # beyond every errno
 
 # Bytes that grow.

@@ -13,7 +13,7 @@ cdef enum:
     FLAG_IMPLIED = 2
 
 cdef enum:
-    STREAK = 2         # rows of one layer in a row before a run is looked for,
+    STREAK = 1         # rows of one layer, one after another, before the end of a run is looked for,
     STEP = 4           # in steps of so many,
     STEPS = 16         # which grow after so many
     NO_MEMORY = -1
@@ -187,17 +187,19 @@ cdef void put_rows(Layer* layer, int64_t number, int64_t row, int64_t end, uint8
     cdef uint16_t* to_layer = out.layer + out.made - row
     cdef uint8_t* to_flags = out.flags + out.made - row
     cdef int64_t* to_start = out.start + out.made - row
-    cdef int64_t unwritten = 0
+    cdef uint8_t seen = 0
     put_paths(out, layer.path + (layer.start[row] - layer.start[layer.row]), layer.start[end] - layer.start[row])
     put_piece(out, number, row, end - row)
     for i in range(row, end):
         to_layer[i] = <uint16_t>number
     for i in range(row, end):
         to_flags[i] = layer.flags[i] & mask
-        unwritten += (layer.flags[i] & FLAG_IMPLIED) != 0
+        seen |= layer.flags[i]
+    if seen & FLAG_IMPLIED:
+        for i in range(row, end):
+            out.unwritten += (layer.flags[i] & FLAG_IMPLIED) != 0
     for i in range(row + 1, end + 1):
         to_start[i] = layer.start[i] + shift
-    out.unwritten += unwritten
     out.made += end - row
 
 
@@ -357,11 +359,11 @@ cdef int64_t resolve_rows(Layer* layers, int64_t k, int64_t* losers, bint keep_w
 
 
 cdef bint falls(const int64_t* start, int64_t n) noexcept nogil:
-    cdef int64_t i
-    cdef bint found = False
-    for i in range(n):   # to the end, come what may: so it takes four at a time
-        found |= start[i + 1] < start[i]
-    return found
+    """Whether any offset is less than the one before it."""
+    cdef int64_t i, steps = 0
+    for i in range(n):   # to the end, come what may, and without comparing: so it takes several at a time
+        steps |= start[i + 1] - start[i]
+    return steps < 0
 
 
 def resolve(

@@ -109,6 +109,8 @@ def strip(
             name = size
             while name > 0 and data[start[i] + name - 1] != c'/':
                 name -= 1
+            if size - name < 4:
+                continue   # no mark: what `classify` said was of other paths
             if marks[i] == OPAQUE:
                 size = name - 1 if name > 0 else 0
                 if size > 0:

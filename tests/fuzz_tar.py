@@ -27,7 +27,7 @@ from pathlib import Path
 
 from overlaykit.errors import InvalidLayer
 from overlaykit.overlay.apply import apply_layer
-from overlaykit.tree import Flag, Kind, Tree, WhiteoutFormat, index_tar, scan
+from overlaykit.tree import Entry, Flag, Kind, Tree, WhiteoutFormat, index_tar, scan
 
 BLOCK = 512
 SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -35,6 +35,10 @@ A_WHILE = 20  # seconds in which any small tar is done with, sanitizers and a bu
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 NAMES = ["a", "b", "a/b", "a/b/c", ".wh.a", "a/.wh.b", "a/.wh..wh..opq", ".wh..wh..opq", "l/x", "../x", "/a", ".", "n" * 120]
 TYPES = b"0123456SLKgxD7V\0"
+KEYS = ["path", "linkpath", "size", "mtime", "uid", "gid", "SCHILY.xattr.user.k", "SCHILY.xattr.", "LIBARCHIVE.xattr.user.k"]
+KEYS += [f"GNU.sparse.{key}" for key in ("map", "major", "realsize", "size", "offset", "numbytes", "name")]
+VALUES = [b"", b"0", b"1", b"a", b"-1.5", b"99999999999999999999", b"9223372036854775807", b"0,5,3", b"A", b"../a", b"a/b"]
+VALUES += [b"\0", b"\xff\n="]
 
 
 # --- what is promised -------------------------------------------------------------------------------------------------
@@ -80,24 +84,30 @@ class Place:
                 # Devices 0:0 are refused, copies of lower files have none to copy: all else is one and the same.
                 if applied != indexed and not ((indexed.kind == Kind.CHAR) & (indexed.rdev == 0)).any():
                     raise Broken("apply_layer and index_tar see different trees")
-                if os.geteuid() == 0 and shown(applied) != shown(scan(self.target, whiteouts=WhiteoutFormat.OVERLAY)):
-                    raise Broken("what lies on disk is not the tree that apply_layer gave")
+                if os.geteuid() == 0:
+                    compare(applied, scan(self.target, whiteouts=WhiteoutFormat.OVERLAY))
         finally:
             clear(self.target)
         return indexed, applied
 
 
-def shown(tree: Tree) -> list[tuple[object, ...]]:
-    """What disk and tree must agree on, whatever the file system keeps of xattrs, implied directories and sparse sizes."""
-    opaque = (tree.flags & Flag.OPAQUE) != 0
+def compare(tree: Tree, disk: Tree) -> None:
+    """Broken unless both say the same, whatever the file system keeps of xattrs, implied directories and times."""
     covered = [False] * len(tree)
-    for row in opaque.nonzero()[0].tolist():
-        covered[row + 1 : int(tree.ends[row])] = [True] * (int(tree.ends[row]) - row - 1)
-    return [
-        (e.path, e.kind, e.size, e.link, e.rdev, e.flags & Flag.OPAQUE, None if e.flags & Flag.IMPLIED else (e.mode, e.uid))
-        for e, hidden in zip(tree, covered, strict=True)
-        if not (hidden and e.kind == Kind.WHITEOUT)  # none is made there
-    ]
+    for row in ((tree.flags & Flag.OPAQUE) != 0).nonzero()[0].tolist():
+        end = int(tree.ends[row])
+        covered[row + 1 : end] = [True] * (end - row - 1)
+    implied = {e.path for e in tree if e.flags & Flag.IMPLIED}
+
+    def facts(e: Entry) -> tuple[object, ...]:
+        owner = (0, 0, 0) if e.path in implied else (e.mode, e.uid, e.gid)
+        return e.path, e.kind.name, e.size, e.link, e.rdev, e.flags & Flag.OPAQUE, *owner
+
+    # Below an opaque directory no whiteouts are made.
+    said = [facts(e) for e, hidden in zip(tree, covered, strict=True) if not (hidden and e.kind == Kind.WHITEOUT)]
+    there = [facts(e) for e in disk]
+    if said != there:
+        raise Broken(f"tree: {[x for x in said if x not in there]}, disk: {[x for x in there if x not in said]}")
 
 
 def outcome(act: Callable[[], Tree], *honest: type[Exception]) -> Tree | Exception:
@@ -195,7 +205,9 @@ def sealed(block: bytearray) -> bytes:
 
 def headers(data: bytes | bytearray) -> list[int]:
     """Where blocks that look like headers begin."""
-    return [at for at in range(0, len(data) - BLOCK + 1, BLOCK) if data[at + 257 : at + 262] == b"ustar" or not data[at + 148]]
+    return [
+        at for at in range(0, len(data) - BLOCK + 1, BLOCK) if data[at + 257 : at + 262] == b"ustar" or not data[at + 148]
+    ]
 
 
 def mutate(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
@@ -220,7 +232,9 @@ def _field(rng: random.Random, data: bytearray, _: list[bytes]) -> None:
     if not places:
         return
     at = rng.choice(places)
-    offset, width = rng.choice([(100, 8), (108, 8), (116, 8), (124, 12), (136, 12), (329, 8), (337, 8), (483, 12), (386, 12)])
+    offset, width = rng.choice(
+        [(100, 8), (108, 8), (116, 8), (124, 12), (136, 12), (329, 8), (337, 8), (483, 12), (386, 12)]
+    )
     number = rng.choice([0, 1, 511, 512, 513, 1 << 20, 8**11 - 1, rng.randrange(1 << 40)])
     forms = [
         b"%0*o\0" % (width - 1, number % 8 ** (width - 1)),
@@ -254,15 +268,11 @@ def _records(rng: random.Random, data: bytearray, _: list[bytes]) -> None:
     at = rng.choice(places)
     records = b""
     for _ in range(rng.randrange(4)):
-        key = rng.choice(
-            "path linkpath size mtime uid gid SCHILY.xattr.user.k SCHILY.xattr. LIBARCHIVE.xattr.user.k GNU.sparse.map "
-            "GNU.sparse.major GNU.sparse.realsize GNU.sparse.size GNU.sparse.offset GNU.sparse.numbytes GNU.sparse.name".split()
-        ).encode()
-        value = rng.choice([b"", b"0", b"1", b"a", b"-1.5", b"99999999999999999999", b"9223372036854775807", b"0,5,3", b"A",
-                            b"../a", b"a/b", b"\0", rng.randbytes(5)])  # fmt: skip
+        key, value = rng.choice(KEYS).encode(), rng.choice(VALUES)
         bare = len(key) + len(value) + 3
         records += b"%d %s=%s\n" % (bare + len(str(bare + len(str(bare)))), key, value)
-    old = (int(bytes(data[at + 124 : at + 135]).strip(b"\0 ") or b"0", 8) if data[at + 124 : at + 135].isdigit() else 0) + 511
+    field = bytes(data[at + 124 : at + 135])
+    old = (0 if field.strip(b"01234567") else int(field or b"0", 8)) + BLOCK - 1
     data[at + 124 : at + 136] = b"%011o\0" % len(records)
     data[at + BLOCK : at + BLOCK + old // BLOCK * BLOCK] = records + bytes(-len(records) % BLOCK)
 
@@ -312,8 +322,8 @@ def run(seconds: float, seed: int, keep: Path | None = None, *, limit: int | Non
             except Broken as e:
                 cause = traceback.extract_tb((e.__cause__ or e).__traceback__)[-1]
                 story = f"{e} ({Path(cause.filename).name}:{cause.lineno})"
-                if f"{cause.filename}:{cause.lineno}" not in failures:
-                    failures[f"{cause.filename}:{cause.lineno}"] = story
+                if (where := f"{cause.filename}:{cause.lineno}") not in failures:
+                    failures[where] = story
                     if keep:
                         (keep / f"{hashlib.sha256(data).hexdigest()[:12]}.tar").write_bytes(data)
                     print(f"{tried}: {story}", flush=True)

@@ -60,30 +60,34 @@ def strip(path: str) -> str:
 
 
 def regular(table: Iterable[Entry]) -> Layer:
-    """One layer of OCI rows made regular. ValueError for an entry below an earlier file."""
+    """One layer of OCI rows made regular. ValueError for an entry below a file.
+
+    What something else than a directory replaces is gone with all below, as extraction would have it.
+    """
     rows = [(e, mark_of(e.path)) for e in table]
     rows = [(replace(e, path=strip(e.path)), mark) for e, mark in rows if mark != 3]
-    content: dict[str, tuple[int, Entry]] = {}
-    for i, (e, mark) in enumerate(rows):
+    content: Layer = {}
+
+    def under_a_file(path: str) -> bool:
+        return any(up in content and content[up].kind != Kind.DIR for up in ancestors(path))
+
+    for e, mark in rows:
         if mark == 0:
-            content[e.path] = (i, e)
+            if under_a_file(e.path):
+                raise ValueError(e.path)
+            if e.kind != Kind.DIR:
+                content = {path: entry for path, entry in content.items() if e.path not in ancestors(path)}
+            content[e.path] = e
     whiteouts = {e.path for e, mark in rows if mark == 1}
     opaque = {e.path for e, mark in rows if mark == 2}
 
-    def blocked(path: str) -> bool:
-        """Whether a row at `path` lies under something that is no directory: an older row just goes."""
-        above = [up for up in ancestors(path) if up in content and content[up][1].kind != Kind.DIR]
-        if above and path in content and any(content[up][0] < content[path][0] for up in above[-1:]):
-            raise ValueError(path)
-        return bool(above)
-
     out: Layer = {"": IMPLIED}
     for path in sorted({*content, *opaque}, key=tree_key):
-        if blocked(path):
-            continue
+        if under_a_file(path):
+            continue  # an opaque mark of nothing
         for up in reversed([*ancestors(path)]):
             out.setdefault(up, replace(IMPLIED, path=up))
-        entry = content[path][1] if path in content else replace(IMPLIED, path=path)
+        entry = content.get(path, replace(IMPLIED, path=path))
         if path in opaque and entry.kind == Kind.DIR:
             entry = replace(entry, flags=entry.flags | Flag.OPAQUE)
         out[path] = entry

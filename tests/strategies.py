@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from overlaykit.tree import Entry, Kind
@@ -36,3 +38,16 @@ marks = st.builds(_mark, paths, st.booleans())
 root_opaque = st.just(Entry(".wh..wh..opq", Kind.FILE))
 oci_tables = st.lists(st.one_of(entries(), entries(), marks, root_opaque), max_size=9)
 plain_tables = st.lists(entries(), max_size=9)
+
+
+def hardlinked(table: list[Entry]) -> list[Entry]:
+    """`table` with names of one file where rows happen to have the same owner and size: all else becomes the first's."""
+    first: dict[tuple[int, int], int] = {}
+    linked = []
+    for row, e in enumerate(table):
+        key = (e.uid, e.size)
+        if e.kind == Kind.FILE and ".wh." not in e.path:
+            at = first.setdefault(key, row)
+            e = replace(table[at], path=e.path, hardlink=at)
+        linked.append(e)
+    return linked

@@ -122,9 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return e.exit_code
     except OverlaykitError as e:
         return complain(f"{e} ({e.hint})" if e.hint else str(e), code=e.exit_code)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click exits when it meets the former
         # Whoever read our output has gone, as `head` does. What is still in the buffer must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except OSError as e:
         names = " -> ".join(os.fsdecode(n) for n in (e.filename, e.filename2) if isinstance(n, str | bytes))

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
-from collections.abc import Sequence
+import uuid
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,8 +24,8 @@ from overlaykit._ext import extract, whiteout
 from overlaykit.errors import InvalidLayer
 from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.merge import merge
-from overlaykit.tree.regular import inside, normal_target, regular
-from overlaykit.tree.table import Flag, Kind, Rows, Strings, StrPath, Tree
+from overlaykit.tree.regular import LONGEST_PATH, MAX_LINKS, find_target, regular
+from overlaykit.tree.table import Entry, Flag, Kind, Mask, Rows, Strings, StrPath, Tree, first_names
 from overlaykit.tree.tarball import (
     LINK,
     ROW,
@@ -34,9 +38,10 @@ from overlaykit.tree.tarball import (
     sparse_rows,
     sparse_size,
 )
-from overlaykit.tree.whiteout import OPAQUE, WhiteoutFormat, inner_to_own
+from overlaykit.tree.whiteout import OPAQUE, OPAQUE_NAME, PREFIX, WhiteoutFormat, inner_to_own
 
 LIVES_ELSEWHERE = (errno.ENOTSUP, errno.EPERM, errno.ENODATA)  # an xattr that this file system or user cannot set
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def apply_layer(
@@ -51,9 +56,9 @@ def apply_layer(
 
     The stream is read to its end, so a verifying one has seen every byte when this returns. lowers: the layers below,
     bottom first, as (directory, Tree): they lend their attributes to directories that this layer implies, and the files
-    that its hard links name. whiteouts: how whiteouts and opaque marks are made; NONE makes neither, and they
-    are in the Tree alone, where hard links to files of lower layers then stay links too. What the file system or the user's rights cannot keep is appended to
-    `losses`; the Tree has it all the same. Without root that is owners and devices.
+    that its hard links name. whiteouts: how whiteouts and opaque marks are made; NONE makes neither, and they are in the
+    Tree alone, where hard links to files of lower layers then stay links too. What the file system or the user's rights
+    cannot keep is appended to `losses`; the Tree has it all the same. Without root that is owners and devices.
 
     Raises InvalidLayer or UnsafePath for a tar that breaks the format, OSError for what the file system refuses. Whatever
     happens, nothing outside `directory` is made or changed; after an error the caller throws the directory away.
@@ -85,21 +90,25 @@ class _Application:
         try:
             for window in TarReader(stream):
                 self._add(window)
-            if self.tail is not None:
-                raise AssertionError("the reader ended inside a file")
+            assert self.tail is None, "the reader ended inside a file"
+            return self._finish(self.builder.table())
         finally:
             if self.tail is not None:
                 os.close(self.tail.fd)
-        table = self.builder.table()
+
+    def _finish(self, table: Tree) -> Tree:
         is_link = (table.flags & Flag.LOWER_LINK) != 0
         # `layer` has no meaning yet: it takes along which rows were links, and so were not made while they went by.
         tree = regular(table.with_columns(layer=is_link), oci_names=True)
-        link_rows = np.flatnonzero(tree.layer)
+        link_rows = np.flatnonzero((tree.layer != 0) & (tree.kind != Kind.WHITEOUT))
         tree = tree.with_columns(layer=np.zeros(len(tree)))
         tree = self._make_links(tree, link_rows)
         tree = self._without_false_whiteouts(tree)
-        if self.whiteouts is not WhiteoutFormat.NONE:
-            self._make_whiteouts(tree)
+        if self.whiteouts is WhiteoutFormat.OCI:
+            self._make_oci_marks(tree)
+        elif self.whiteouts is not WhiteoutFormat.NONE:
+            rows = _whiteouts(tree)
+            self._nodes(tree, rows, np.full(len(rows), -1, np.int64))
         self._make_implied(tree)
         self._set_xattrs(tree)
         self._set_directories(tree)
@@ -120,10 +129,15 @@ class _Application:
         self.builder.add(window, sparse)
         if self.me != 0:  # the tree keeps the owners; the disk cannot
             rows["uid"], rows["gid"] = self.me, self.mine
-        self._create(window, skip)
-        for row in sparse:
-            if marks[row] == 0:
-                self._create_sparse(window, row, sparse[row])
+        # Sparse files in their turn, not after the others: of two entries for one path the later counts.
+        at = 0
+        for row in [row for row in sparse if marks[row] == 0]:
+            before = skip.copy()
+            before[row:] = 1
+            self._create(window, before, at)
+            self._create_sparse(window, row, sparse[row])
+            at = row + 1
+        self._create(window, skip, at)
 
     def _refuse_devices(self, window: Window, skip: npt.NDArray[np.uint8]) -> None:
         rows = window.rows
@@ -136,8 +150,9 @@ class _Application:
             name = f"device {os.major(rdev)}:{os.minor(rdev)}"
             self.losses.append(Loss(os.fsdecode(window.paths[row]), f"{name}: not made: {why}"))
 
-    def _create(self, window: Window, skip: npt.NDArray[np.uint8]) -> None:
-        rows, at = window.rows, 0
+    def _create(self, window: Window, skip: npt.NDArray[np.uint8], at: int = 0) -> None:
+        """Make the entries from row `at` on, but those to skip."""
+        rows = window.rows
         raw = rows.view(np.uint8).reshape(-1)
         while True:
             at, failed, fd = extract.create(
@@ -168,14 +183,7 @@ class _Application:
     def _follow(self, fd: int, window: Window, row: int) -> None:
         """Keep `fd`, the last file of the window, for the content that is still to come."""
         entry = window.rows[row]
-        self.tail = _Tail(
-            fd,
-            int(entry["size"]) - int(entry["here"]),
-            int(entry["mode"]),
-            int(entry["uid"]),
-            int(entry["gid"]),
-            int(entry["mtime_ns"]),
-        )
+        self.tail = _Tail(fd, int(entry["size"]) - int(entry["here"]), window.paths[row], entry)
 
     def _make_room(self, path: bytes, *, is_dir: bool) -> bool:
         """Take away what an earlier entry made at `path`. False if it is a directory and shall be one."""
@@ -187,128 +195,220 @@ class _Application:
             elif is_dir:
                 return False
             else:
-                shutil.rmtree(name, dir_fd=fd)
+                _remove_tree(fd, name)
             return True
         finally:
             os.close(fd)
 
     def _create_where_it_leads(self, window: Window, row: int) -> None:
         """Make an entry whose parents are symlinks of this layer at the place to which they lead, inside the root."""
-        table = self.builder.table()
-        upto = len(table) - len(window.rows) + row
-        links = {
-            table.paths[i]: table.links[int(table.link[i])]
-            for i in np.flatnonzero(table.kind[:upto] == Kind.SYMLINK).tolist()
-        }
-        path = window.paths[row]
-        parent, _, name = path.rpartition(b"/")
-        parent = inside(parent, links)
-        moved = parent + b"/" + name if parent else name
-        if moved == path:
-            raise InvalidLayer(f"{os.fsdecode(path)!r} lies under an entry that is not a directory")
+        path, link = window.paths[row], window.links[row]
+        moved = self._where_it_leads(path)
         one = window.rows[row : row + 1].copy()
-        link = window.links[row]
         one["path_end"], one["link_end"] = len(moved), len(link)
         alone = Window(one, Strings.of([moved]), Strings.of([link]), window.buffer, 0)
         self._create(alone, np.zeros(1, np.uint8))
 
+    def _where_it_leads(self, path: bytes) -> bytes:
+        """`path` with the symlinks followed that stand in its way on disk by now: the root is the top, '..' stops there.
+
+        Directories that are not there are as good as any. InvalidLayer for a path that leads through a file.
+        """
+        parent, _, name = path.rpartition(b"/")
+        done: list[bytes] = []
+        unmade = hops = 0  # unmade: how many of `done`, at its end, are not there
+        todo = parent.split(b"/")[::-1]
+        here = _open_directory(self.root_fd, b"")
+        try:
+            while todo:
+                part = todo.pop()
+                if part in (b"", b".") or (part == b".." and not done):
+                    continue
+                if unmade:
+                    unmade += -1 if part == b".." else 1
+                elif (there := _enter(here, part)) is not None:
+                    os.close(here)
+                    here = there
+                elif (target := _symlink(here, part)) is None:
+                    unmade = 1
+                else:
+                    hops += 1
+                    if hops > MAX_LINKS or sum(map(len, done)) > LONGEST_PATH:
+                        raise InvalidLayer(f"{os.fsdecode(path)!r}: too many symlinks on the way")
+                    if target.startswith(b"/"):
+                        os.close(here)
+                        here = -1
+                        here = _open_directory(self.root_fd, b"")
+                        done = []
+                    todo += target.split(b"/")[::-1]
+                    continue
+                if part == b"..":
+                    done.pop()
+                else:
+                    done.append(part)
+        except NotADirectoryError:
+            raise InvalidLayer(f"{os.fsdecode(path)!r} lies under an entry that is not a directory") from None
+        finally:
+            if here >= 0:
+                os.close(here)
+        return b"/".join([*done, name])
+
     def _create_sparse(self, window: Window, row: int, size: int) -> None:
         entry = window.rows[row]
-        path = window.paths[row]
+        path = self._where_it_leads(window.paths[row])
         one = window.rows[row : row + 1].copy()
-        # An empty file first, by the same way as any other; then its pieces, each in its place.
-        one["size"], one["here"], one["path_end"], one["link_end"] = 0, 0, len(path), 0
+        # An empty file first, by the same way as any other, and ours to open; then its pieces, each in its place.
+        one["size"], one["here"], one["path_end"], one["link_end"], one["mode"] = 0, 0, len(path), 0, 0o600
+        one["uid"], one["gid"] = self.me, self.mine
         self._create(Window(one, Strings.of([path]), Strings.of([b""]), window.buffer, 0), np.zeros(1, np.uint8))
+        pieces = sparse_map(window, row)
         parent, _, name = path.rpartition(b"/")
         folder = _open_directory(self.root_fd, parent)
         try:
             fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         finally:
             os.close(folder)
-        pieces = sparse_map(window, row)
-        tail = _SparseTail(
-            fd,
-            int(entry["size"]),
-            int(entry["mode"]),
-            int(entry["uid"]),
-            int(entry["gid"]),
-            int(entry["mtime_ns"]),
-            pieces,
-            size,
-        )
+        self.tail = _SparseTail(fd, int(entry["size"]), path, entry, pieces, size)
         begin, here = int(entry["data"]), int(entry["here"])
-        left = tail.feed(window.buffer[begin : begin + here], self)
-        if left is not None:
-            self.tail = left
+        self.tail = self.tail.feed(window.buffer[begin : begin + here], self)
 
     # --- when all has been seen ---------------------------------------------------------------------------------
 
+    @cached_property
+    def merged(self) -> Tree:
+        """What the layers below show."""
+        return merge([t for _, t in self.lowers])
+
+    def _unmade(self, tree: Tree) -> Mask:
+        """Which rows are devices that `_refuse_devices` left out."""
+        unmade: Mask = (tree.kind == Kind.CHAR) & (tree.rdev == 0)
+        if self.me != 0:
+            unmade |= (tree.kind == Kind.CHAR) | (tree.kind == Kind.BLOCK)
+        return unmade
+
     def _make_links(self, tree: Tree, rows: Rows) -> Tree:
         """The tree, its hard links made: within the layer as links, to a lower layer's file as a copy of it."""
-        inner = [r for r in rows.tolist() if not tree.flags[r] & Flag.LOWER_LINK]
-        made = np.ones(len(tree), np.bool_)
-        made[rows] = False
-        first = {int(g): int(r) for r, g in reversed([*enumerate(tree.hardlink)]) if g >= 0 and made[r]} if inner else {}
-        targets = [first[int(tree.hardlink[r])] for r in inner]
-        self._nodes(tree, np.array(inner, np.int64), np.array(targets, np.int64))
-        for row in rows.tolist():
-            if tree.flags[row] & Flag.LOWER_LINK and (self.lowers or self.whiteouts is not WhiteoutFormat.NONE):
-                tree = self._copy_lower(tree, row)
+        unmade = self._unmade(tree)
+        for row in np.flatnonzero(unmade).tolist():
+            with suppress(FileNotFoundError):  # what an earlier entry of the path has made
+                self._make_room(tree.paths[row], is_dir=False)
+        for row in rows[unmade[rows]].tolist():
+            self.losses.append(Loss(tree.path(row), "a hard link to a device that was not made"))
+        is_first = (tree.hardlink >= 0) & ~unmade
+        is_first[rows] = False
+        first = np.flatnonzero(is_first)
+        groups, index = np.unique(tree.hardlink[first], return_index=True)
+        is_lower = (tree.flags[rows] & Flag.LOWER_LINK) != 0
+        inner = rows[~is_lower & ~unmade[rows]]
+        self._nodes(tree, inner, first[index[np.searchsorted(groups, tree.hardlink[inner])]])
+        if is_lower.any() and (self.lowers or self.whiteouts is not WhiteoutFormat.NONE):
+            return self._copy_lowers(tree, rows[is_lower].tolist())
         return tree
 
-    def _copy_lower(self, tree: Tree, row: int) -> Tree:
-        target = normal_target(tree.links[int(tree.link[row])])
-        merged = merge([t for _, t in self.lowers])
-        found = merged.find(target)
-        if found < 0 or merged.kind[found] != Kind.FILE:
-            raise InvalidLayer(f"{tree.path(row)!r}: a hard link to {os.fsdecode(target)!r}, a file that no layer has")
-        directory, lower = self.lowers[int(merged.layer[found])]
-        source_root = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            folder = _open_directory(source_root, target.rpartition(b"/")[0])
-        finally:
-            os.close(source_root)
-        try:
-            source = os.open(target.rpartition(b"/")[2], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        finally:
-            os.close(folder)
-        entry = lower.entry(lower.find(target))
-        path = tree.paths[row]
-        one = np.zeros(1, ROW)
-        one["path_end"], one["mode"] = len(path), entry.mode
-        one["uid"], one["gid"] = (entry.uid, entry.gid) if self.me == 0 else (self.me, self.mine)
-        one["size"], one["mtime_ns"] = entry.size or 1, entry.mtime_ns  # size beyond what is here: it stays open
-        self._create(Window(one, Strings.of([path]), Strings.of([b""]), memoryview(b"\0"), 0), np.zeros(1, np.uint8))
-        assert self.tail is not None
-        self.tail.left = entry.size
-        with open(source, "rb") as content:
-            while self.tail is not None:
-                self.tail = self.tail.feed(memoryview(content.read(1 << 20)), self)
+    def _copy_lowers(self, tree: Tree, rows: list[int]) -> Tree:
+        """The tree with `rows`, hard links to lower layers' files, made copies of those; names of one file stay together."""
+        names = ("kind", "flags", "mode", "uid", "gid", "size", "mtime_ns", "rdev", "link", "xattrs", "hardlink")
+        columns = {name: getattr(tree, name).copy() for name in names}
+        links, sets = [*tree.links], [*tree.xattr_sets]
+        first = first_names(self.merged)
+        copies: dict[int, int] = {}  # the first row here, by the file's first row in self.merged
+        group = int(tree.hardlink.max(initial=-1)) + 1
+        for row in rows:
+            target = tree.links[int(tree.link[row])]
+            found = find_target(self.merged, target)
+            if found < 0 or self.merged.kind[found] == Kind.DIR:
+                raise InvalidLayer(
+                    f"{tree.path(row)!r}: a hard link to {os.fsdecode(target)!r}, a file that no layer has"
+                )
+            copy = copies.setdefault(int(first[found]), row)
+            if copy != row:
+                self._nodes(tree, np.array([row]), np.array([copy]))
+                if columns["hardlink"][copy] < 0:
+                    columns["hardlink"][copy] = group
+                    group += 1
+                for name in names:
+                    columns[name][row] = columns[name][copy]
+                continue
+            entry = self._copy_lower(found, tree.paths[row])
+            self.losses.append(Loss(tree.path(row), "a hard link to a lower layer's file became a copy of it"))
+            for name in ("kind", "mode", "uid", "gid", "size", "mtime_ns", "rdev"):
+                columns[name][row] = getattr(entry, name)
+            columns["flags"][row] &= ~np.uint8(Flag.LOWER_LINK)
+            columns["link"][row] = columns["xattrs"][row] = -1
+            if entry.link is not None:
+                columns["link"][row] = len(links)
+                links.append(os.fsencode(entry.link))
+            if entry.xattrs:
+                columns["xattrs"][row] = len(sets)
+                sets.append(entry.xattrs)
         if self.whiteouts is WhiteoutFormat.NONE:
             return tree
-        self.losses.append(Loss(tree.path(row), "a hard link to a lower layer's file became a copy of it"))
-        columns = {name: getattr(tree, name).copy() for name in ("flags", "mode", "uid", "gid", "size", "mtime_ns", "link")}
-        columns["flags"][row] &= ~np.uint8(Flag.LOWER_LINK)
-        columns["link"][row] = -1
-        for name in ("mode", "uid", "gid", "size", "mtime_ns"):
-            columns[name][row] = getattr(entry, name)
-        return tree.with_columns(**columns)
+        return replace(tree.with_columns(**columns), links=Strings.of(links), xattr_sets=tuple(sets))
+
+    def _copy_lower(self, found: int, path: bytes) -> Entry:
+        """Copy the file of row `found` of self.merged to `path`; returns its row."""
+        entry = self.merged.entry(found)
+        one = np.zeros(1, ROW)
+        one["kind"], one["mode"], one["mtime_ns"], one["rdev"] = entry.kind, entry.mode, entry.mtime_ns, entry.rdev
+        one["uid"], one["gid"] = (entry.uid, entry.gid) if self.me == 0 else (self.me, self.mine)
+        link = os.fsencode(entry.link or "")
+        one["path_end"], one["link_end"] = len(path), len(link)
+        alone = Window(one, Strings.of([path]), Strings.of([link]), memoryview(b"\0"), 0)
+        if entry.size == 0:
+            self._create(alone, np.zeros(1, np.uint8))
+        else:
+            with open(self._open_lower(found), "rb") as content:
+                one["size"] = entry.size  # none of it is in the window, so the file stays open
+                self._create(alone, np.zeros(1, np.uint8))
+                while self.tail is not None:
+                    data = content.read(min(1 << 20, self.tail.left))
+                    if not data:
+                        raise OSError(errno.EIO, f"the lower file is shorter than {entry.size} bytes", entry.path)
+                    self.tail = self.tail.feed(memoryview(data), self)
+        if entry.xattrs:
+            folder = _open_directory(self.root_fd, path.rpartition(b"/")[0])
+            try:
+                self._write_xattrs(folder, path, entry.xattrs)
+            finally:
+                os.close(folder)
+        return entry
+
+    def _open_lower(self, found: int) -> int:
+        """A descriptor to read the content of row `found` of self.merged, by whichever of its names its layer has."""
+        group = self.merged.hardlink[found]
+        for row in [found] if group < 0 else np.flatnonzero(self.merged.hardlink == group).tolist():
+            directory, lower = self.lowers[int(self.merged.layer[row])]
+            path = self.merged.paths[row]
+            if lower.find(path) < 0:
+                continue
+            root_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                folder = _open_directory(root_fd, path.rpartition(b"/")[0])
+            finally:
+                os.close(root_fd)
+            try:
+                return os.open(path.rpartition(b"/")[2], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+            finally:
+                os.close(folder)
+        raise InvalidLayer(f"{self.merged.path(found)!r}: no lower layer has it under one of its names")
 
     def _without_false_whiteouts(self, tree: Tree) -> Tree:
         """The tree without char devices 0:0: they were not made, since an overlay takes them for whiteouts."""
         false = (tree.kind == Kind.CHAR) & (tree.rdev == 0)
         return tree.take(~false) if false.any() else tree
 
-    def _make_whiteouts(self, tree: Tree) -> None:
-        """Whiteouts, but none below an opaque directory: nothing of a lower layer shows there, and readdir would list it."""
-        opaque = (tree.flags & Flag.OPAQUE) != 0
-        rows = np.flatnonzero(tree.kind == Kind.WHITEOUT)
-        if opaque.any():
-            covered = np.zeros(len(tree) + 1, np.int64)
-            np.add.at(covered, np.flatnonzero(opaque), 1)
-            np.add.at(covered, tree.ends[opaque], -1)
-            rows = rows[np.cumsum(covered)[rows] == 0]
-        self._nodes(tree, rows, np.full(len(rows), -1, np.int64))
+    def _make_oci_marks(self, tree: Tree) -> None:
+        """Whiteouts and opaque marks as the files that a tar has."""
+        opaque = np.flatnonzero((tree.flags & Flag.OPAQUE) != 0).tolist()
+        paths = [os.fsencode(os.path.join(tree.path(row), OPAQUE_NAME)) for row in opaque]
+        for row in _whiteouts(tree).tolist():
+            head, slash, name = tree.paths[row].rpartition(b"/")
+            paths.append(head + slash + os.fsencode(PREFIX) + name)
+        rows = np.zeros(len(paths), ROW)
+        names = Strings.of(paths)
+        rows["path_end"], rows["mode"], rows["uid"], rows["gid"] = names.start[1:], 0o600, self.me, self.mine
+        window = Window(rows, names, Strings.of([b""] * len(paths)), memoryview(b"\0"), 0)
+        self._create(window, np.zeros(len(paths), np.uint8))
 
     def _make_implied(self, tree: Tree) -> None:
         """Directories of which the tar has no more than marks in them: nothing has made these yet."""
@@ -341,40 +441,69 @@ class _Application:
             raise OSError(failed, os.strerror(failed), tree.path(int(rows[done])))
 
     def _nodes(self, tree: Tree, rows: Rows, targets: Rows) -> None:
-        done, failed = extract.nodes(self.root_fd, tree.paths.arena, tree.paths.start, rows, targets)
-        if failed:
-            raise OSError(failed, os.strerror(failed), tree.path(int(rows[done])))
+        done = 0
+        while True:
+            made, failed = extract.nodes(self.root_fd, tree.paths.arena, tree.paths.start, rows[done:], targets[done:])
+            done += made
+            if not failed:
+                return
+            path = tree.paths[int(rows[done])]
+            # What an earlier entry of the path made is still there: links were left out while the others went by.
+            if failed != errno.EEXIST or not self._make_room(path, is_dir=False):
+                raise OSError(failed, os.strerror(failed), os.fsdecode(path))
 
     def _set_xattrs(self, tree: Tree) -> None:
-        marked = np.flatnonzero((tree.xattrs >= 0) | ((tree.flags & Flag.OPAQUE) != 0))
         marks = self.whiteouts in (WhiteoutFormat.OVERLAY, WhiteoutFormat.USERXATTR)
         prefix = self.whiteouts.xattr_prefix if marks else ""
-        for row in marked.tolist():
-            entry = tree.entry(row)
-            values = inner_to_own(entry.xattrs, prefix) if prefix else dict(entry.xattrs)
-            if marks and entry.flags & Flag.OPAQUE:
-                values[prefix + OPAQUE] = b"y"
-            parent, _, name = tree.paths[row].rpartition(b"/")
-            fd = _open_directory(self.root_fd, parent)
+        marked = (tree.xattrs >= 0) | (((tree.flags & Flag.OPAQUE) != 0) & marks)
+        folder, home = -1, b""
+        try:
+            for row in np.flatnonzero(marked & ~self._unmade(tree)).tolist():
+                entry = tree.entry(row)
+                values = inner_to_own(entry.xattrs, prefix) if prefix else dict(entry.xattrs)
+                path = tree.paths[row]
+                if folder < 0 or path.rpartition(b"/")[0] != home:
+                    if folder >= 0:
+                        os.close(folder)
+                        folder = -1
+                    home = path.rpartition(b"/")[0]
+                    folder = _open_directory(self.root_fd, home)
+                self._write_xattrs(folder, path, values)
+                if marks and entry.flags & Flag.OPAQUE:
+                    self._write_xattrs(folder, path, {prefix + OPAQUE: b"y"}, must=True)
+        finally:
+            if folder >= 0:
+                os.close(folder)
+
+    def _write_xattrs(self, folder: int, path: bytes, values: Mapping[str, bytes], *, must: bool = False) -> None:
+        """Set xattrs of `path`, whose directory is open. must: none may be lost."""
+        # The last component is not followed, and it has no name in a directory of its own when it is the root.
+        place = b"/proc/self/fd/%d/%s" % (folder, path.rpartition(b"/")[2] or b".")
+        for key, value in values.items():
             try:
-                # The last component is not followed, and it has no name in a directory of its own when it is the root.
-                place = b"/proc/self/fd/%d/%s" % (fd, name or b".")
-                for key, value in values.items():
+                try:
+                    os.setxattr(place, key, value, follow_symlinks=False)
+                except PermissionError as e:
+                    mode = os.stat(place, follow_symlinks=False).st_mode
+                    if e.errno != errno.EACCES or stat.S_ISLNK(mode):
+                        raise
+                    # user.* asks for the right to write, which a read-only file does not give to its owner either
+                    os.chmod(place, stat.S_IMODE(mode) | stat.S_IWUSR)
                     try:
                         os.setxattr(place, key, value, follow_symlinks=False)
-                    except OSError as e:
-                        if e.errno not in LIVES_ELSEWHERE or key == prefix + OPAQUE:
-                            raise OSError(e.errno, f"xattr {key}: {e.strerror}", entry.path) from None
-                        self.losses.append(Loss(entry.path, f"xattr {key}: {e.strerror}"))
-            finally:
-                os.close(fd)
+                    finally:
+                        os.chmod(place, stat.S_IMODE(mode))
+            except OSError as e:
+                if must or e.errno not in LIVES_ELSEWHERE:
+                    raise OSError(e.errno, f"xattr {key}: {e.strerror}", os.fsdecode(path)) from None
+                self.losses.append(Loss(os.fsdecode(path), f"xattr {key}: {e.strerror}"))
 
     def _set_directories(self, tree: Tree) -> None:
         """Owner, mode and times of directories, the deepest first; those nobody wrote have what the layers below say."""
         columns = {name: np.ascontiguousarray(getattr(tree, name)) for name in ("mode", "uid", "gid", "mtime_ns")}
         implied = np.flatnonzero((tree.flags & Flag.IMPLIED) != 0)
         if len(implied) and self.lowers:
-            merged = merge([t for _, t in self.lowers])
+            merged = self.merged
             for name in columns:
                 columns[name] = columns[name].copy()
             for row in implied.tolist():
@@ -399,24 +528,31 @@ class _Application:
 class _Tail:
     """A file whose content comes in pieces."""
 
-    def __init__(self, fd: int, left: int, mode: int, uid: int, gid: int, mtime_ns: int) -> None:
+    def __init__(self, fd: int, left: int, path: bytes, entry: np.void) -> None:
         self.fd = fd
         self.left = left
-        self.attributes = (mode, uid, gid, mtime_ns)
+        self.path = path
+        self.attributes = int(entry["mode"]), int(entry["uid"]), int(entry["gid"]), int(entry["mtime_ns"])
 
     def feed(self, data: memoryview, application: _Application) -> _Tail | None:
-        """Write the next piece; None, and the file closed with all its attributes, when it was the last."""
+        """Write the next piece; None, and the file closed with all its attributes, when it was the last.
+
+        It must be the application's tail: whatever goes wrong, it is closed there.
+        """
         self.left -= len(data)
-        self.write(data)
-        if self.left > 0:
-            return self
         try:
+            self.write(data)
+            if self.left > 0:
+                return self
             failed = self.end(application)
-        finally:
-            os.close(self.fd)
+            if failed:
+                raise OSError(failed, os.strerror(failed))
             application.tail = None
-        if failed:
-            raise OSError(failed, os.strerror(failed))
+            os.close(self.fd)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, os.fsdecode(self.path)) from None
+        except InvalidLayer as e:
+            raise InvalidLayer(f"{os.fsdecode(self.path)!r}: {e}") from None
         return None
 
     def write(self, data: memoryview) -> None:
@@ -431,18 +567,10 @@ class _SparseTail(_Tail):
     """The same with holes: `pieces` says where the content goes; None: it stands in front of the content."""
 
     def __init__(
-        self,
-        fd: int,
-        left: int,
-        mode: int,
-        uid: int,
-        gid: int,
-        mtime_ns: int,
-        pieces: list[tuple[int, int]] | None,
-        size: int,
+        self, fd: int, left: int, path: bytes, entry: np.void, pieces: list[tuple[int, int]] | None, size: int
     ) -> None:
-        super().__init__(fd, left, mode, uid, gid, mtime_ns)
-        self.pieces = pieces
+        super().__init__(fd, left, path, entry)
+        self.pieces = None if pieces is None else deque(pieces)
         self.size = size
         self.head = b""
 
@@ -454,7 +582,7 @@ class _SparseTail(_Tail):
                 if self.left <= 0:
                     raise InvalidLayer("a sparse file whose map is not whole")
                 return
-            self.pieces, used = found
+            self.pieces, used = deque(found[0]), found[1]
             data, self.head = memoryview(self.head)[used:], b""
         while len(data) and self.pieces:
             offset, size = self.pieces[0]
@@ -464,7 +592,7 @@ class _SparseTail(_Tail):
             data = data[len(part) :]
             self.pieces[0] = (offset + len(part), size - len(part))
             if len(part) == size:
-                del self.pieces[0]
+                self.pieces.popleft()
 
     def end(self, application: _Application) -> int:
         if self.pieces is None or any(size for _, size in self.pieces):
@@ -490,10 +618,78 @@ def _open_directory(root_fd: int, path: bytes) -> int:
     return fd
 
 
+def _enter(folder: int, name: bytes) -> int | None:
+    """A descriptor of directory `name` in `folder`; None if it is not there, or a symlink. NotADirectoryError for a file."""
+    try:
+        return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            return None
+        raise
+
+
+def _symlink(folder: int, name: bytes) -> bytes | None:
+    """Where symlink `name` in `folder` leads; None if it is not there."""
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        return None
+
+
+def _remove_tree(parent_fd: int, name: bytes) -> None:
+    """Remove directory `name` and all below. What lies deep is brought up first: a tree may be deeper than a process has
+    descriptors, or Python recursion."""
+    top = os.open(name, DIRECTORY, dir_fd=parent_fd)
+    try:
+        while below := os.listdir(top):
+            for child in below:
+                try:
+                    os.unlink(child, dir_fd=top)
+                except IsADirectoryError:
+                    _empty(top, child)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=parent_fd)
+
+
+def _empty(top: int, name: str) -> None:
+    """Remove directory `name` in `top`, the directories in it put beside it."""
+    fd = os.open(name, DIRECTORY, dir_fd=top)
+    try:
+        for child in os.listdir(fd):
+            try:
+                os.unlink(child, dir_fd=fd)
+            except IsADirectoryError:
+                os.rename(child, uuid.uuid4().hex, src_dir_fd=fd, dst_dir_fd=top)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=top)
+
+
+def _whiteouts(tree: Tree) -> Rows:
+    """The whiteouts to make: none below an opaque directory. Nothing of a lower layer shows there, and readdir would list
+    them."""
+    rows: Rows = np.flatnonzero(tree.kind == Kind.WHITEOUT)
+    opaque = (tree.flags & Flag.OPAQUE) != 0
+    if not opaque.any():
+        return rows
+    covered = np.zeros(len(tree) + 1, np.int64)
+    np.add.at(covered, np.flatnonzero(opaque), 1)
+    np.add.at(covered, tree.ends[opaque], -1)
+    rows = rows[np.cumsum(covered)[rows] == 0]
+    return rows
+
+
 def _umask(root_fd: int) -> int:
     """What the kernel takes off the modes of new files here; all bits if that cannot be known without changing it."""
-    if "system.posix_acl_default" in os.listxattr(root_fd):
-        return 0o777  # new files would get their modes from it
+    try:
+        if "system.posix_acl_default" in os.listxattr(root_fd):
+            return 0o777  # new files would get their modes from it
+    except OSError as e:
+        if e.errno != errno.ENOTSUP:
+            raise
     try:
         with open("/proc/thread-self/status", "rb") as f:
             for line in f:

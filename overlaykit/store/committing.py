@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import asdict
 
-from overlaykit.oci import History, append, with_config
+from overlaykit.oci import Compression, History, append, with_config
 from overlaykit.store.instructions import apply_changes
 from overlaykit.store.names import whole_name
 from overlaykit.store.packing import now, pack, report, says_nothing
@@ -33,6 +33,7 @@ def commit(
     """What Container.commit does. A container without changes gives an image with the same layers, as in Docker."""
     whole = None if name is None else whole_name(name)
     runtime = apply_changes(container.config, changes)
+    how = Compression.parse(compression)
     base = container.image
     losses: Losses = []
     with store.operation() as layout:
@@ -43,7 +44,7 @@ def commit(
         if says_nothing(changeset):
             image = with_config(base, history=told)
         else:
-            layer = pack(layout, changeset, upper.contents(changeset), compression=compression, losses=losses)
+            layer = pack(layout, changeset, upper.contents(changeset), compression=how, losses=losses)
             image = append(base, layer, history=told)
         image = with_config(image, author=author or base.config.author, **asdict(runtime))
         stored = store.keep(layout, image, whole)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from overlaykit.errors import OverlaykitError
-from overlaykit.oci import BlobLayer, Descriptor, Digest, Image, Layer, Layout, ingest_layer
+from overlaykit.oci import BlobLayer, Compression, Descriptor, Digest, Image, Layer, Layout, ingest_layer
 from overlaykit.oci.digest import Readable, Reader, Tee
 from overlaykit.overlay.contents import Contents
 from overlaykit.store.packing import LeasedLayout, pack
@@ -82,7 +82,7 @@ def add_documents(layout: Layout, image: Image) -> Descriptor:
 
 
 def ingest_rootfs(
-    layout: LeasedLayout, source: StrPath | BinaryIO, compression: str, losses: Losses, progress: Progress | None
+    layout: LeasedLayout, source: StrPath | BinaryIO, compression: Compression, losses: Losses, progress: Progress | None
 ) -> BlobLayer:
     """A root filesystem as a layer: `source` is a directory, or a tar (a file or an open one) that may be compressed."""
     if not isinstance(source, str | os.PathLike):

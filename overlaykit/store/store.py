@@ -27,7 +27,9 @@ from typing import Any, BinaryIO, Self
 from overlaykit.errors import AlreadyExists, InUse, NotFound, OverlaykitError, Unsupported
 from overlaykit.oci import (
     Archive,
+    Compression,
     Descriptor,
+    Digest,
     History,
     Image,
     Layout,
@@ -180,11 +182,12 @@ class Store:
         """
         whole = None if name is None else whole_name(name)
         config = apply_changes(RuntimeConfig(), changes)
+        how = Compression.parse(compression)
         where = Platform.parse(platform) if isinstance(platform, str) else platform
         shown = source if isinstance(source, str | os.PathLike) else "-"
         losses: Losses = []
         with about(shown), self.operation() as layout:
-            layer = ingest_rootfs(layout, source, compression, losses, progress)
+            layer = ingest_rootfs(layout, source, how, losses, progress)
             history = History(created=now(), comment=message or f"Imported from {os.path.basename(str(shown))}")
             image = new_image([layer], platform=where, config=config, history=[history], created=history.created)
             stored = self.keep(layout, image, whole)
@@ -335,5 +338,5 @@ def _is_name(text: str) -> bool:
     return True
 
 
-def _layer_ids(image: Image) -> Iterator[tuple[Any, Any]]:
+def _layer_ids(image: Image) -> Iterator[tuple[Digest, Digest]]:
     return ((layer.digest, layer.diff_id) for layer in image.layers)

@@ -21,7 +21,6 @@ from overlaykit.tree.table import (
     concat,
     differing,
     empty_columns,
-    first_names,
 )
 
 
@@ -39,8 +38,8 @@ def diff(lower: Tree, upper: Tree, *, same_content: Mask | None = None) -> Tree:
     both = np.flatnonzero((mine >= 0) & (theirs >= 0))
     chosen = np.zeros(len(upper), np.bool_)
     chosen[theirs[mine < 0]] = True
-    unlike = differing(lower, upper, pairs=(mine[both], theirs[both]), links=False)
-    unlike |= _other_first_name(lower, upper, mine, theirs, both)
+    # Among the names that both have: one that came or went makes no other file of those that stay.
+    unlike = differing(lower, upper, pairs=(mine[both], theirs[both]))
     chosen[theirs[both[unlike]]] = True
     if same_content is not None:
         chosen |= ~same_content
@@ -63,20 +62,6 @@ def _pairs(lower: Tree, upper: Tree) -> tuple[Rows, Rows]:
     a, b = lower.paths, upper.paths
     made = treemerge.match(a.arena, a.start, b.arena, b.start, mine, theirs)
     return mine[:made], theirs[:made]
-
-
-def _other_first_name(lower: Tree, upper: Tree, mine: Rows, theirs: Rows, both: Rows) -> Mask:
-    """Which of the pairs `both` are names of another file than before, by the first name of each group."""
-    a, b = mine[both], theirs[both]
-    unlike = np.zeros(len(both), np.bool_)
-    linked = np.flatnonzero((lower.hardlink[a] >= 0) | (upper.hardlink[b] >= 0))
-    if len(linked):
-        place_mine, place_theirs = np.full(len(lower), -1, np.int64), np.full(len(upper), -1, np.int64)
-        place_mine[mine[mine >= 0]] = np.flatnonzero(mine >= 0)
-        place_theirs[theirs[theirs >= 0]] = np.flatnonzero(theirs >= 0)
-        was, now = first_names(lower)[a[linked]], first_names(upper)[b[linked]]
-        unlike[linked] = place_mine[was] != place_theirs[now]
-    return unlike
 
 
 def _add_names(upper: Tree, chosen: Mask) -> None:
@@ -194,17 +179,17 @@ def changes(lower: Tree, changeset: Tree) -> Iterator[Change]:
     xattr counts, and so does a time that differs by less than a second.
     """
     own: list[tuple[int, Change | None]] = []  # by row of the changeset; None: nothing of its own
-    extra: dict[int, list[Change]] = {}  # names that an opaque directory takes away
-    for row in range(1, len(changeset)):
-        path = changeset.paths[row]
-        before = lower.find(path)
-        own.append((row, _change(lower, before, changeset, row)))
-        if before >= 0 and lower.kind[before] == Kind.DIR and changeset.flags[row] & Flag.OPAQUE:
+    extra: dict[int, list[Change]] = {}  # names that an opaque directory, or one below such a one, takes away
+    opaque = (changeset.flags & Flag.OPAQUE) != 0
+    for row in range(len(changeset)):
+        before = lower.find(changeset.paths[row])
+        if row:
+            opaque[row] |= opaque[changeset.parents[row]]
+            own.append((row, _change(lower, before, changeset, row)))
+        if opaque[row] and before >= 0 and lower.kind[before] == changeset.kind[row] == Kind.DIR:
             extra[row] = [
                 _removed(lower, child) for child in lower.children(before) if changeset.find(lower.paths[child]) < 0
             ]
-    if len(changeset) and changeset.flags[0] & Flag.OPAQUE:
-        extra[0] = [_removed(lower, child) for child in lower.children(0) if changeset.find(lower.paths[child]) < 0]
     # A directory above something changed is changed too; children stand after parents, so go backwards.
     busy = np.zeros(len(changeset), np.bool_)
     for row, change in reversed(own):

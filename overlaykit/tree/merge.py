@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,8 @@ import numpy.typing as npt
 
 from overlaykit._ext import treestack
 from overlaykit.errors import InvalidLayer
-from overlaykit.tree.regular import normal_target, regular
-from overlaykit.tree.table import COLUMNS, IMPLIED_MODE, Flag, Kind, Rows, Strings, Tree, from_entries
+from overlaykit.tree.regular import find_target, regular
+from overlaykit.tree.table import COLUMNS, IMPLIED_MODE, Flag, Kind, Rows, Strings, Tree, concat, from_entries
 
 # What nobody wrote is a directory like any other.
 UNWRITTEN = {"mode": IMPLIED_MODE, "uid": 0, "gid": 0, "mtime_ns": 0, "xattrs": -1}
@@ -35,6 +36,52 @@ def squash(trees: Sequence[Tree]) -> Tree:
 def _resolve(trees: Sequence[Tree], *, keep_whiteouts: bool) -> Tree:
     if not trees:
         return regular(from_entries([]))
+    # The highest flag, so that one look at the largest value tells whether a tree has it.
+    if all(t.flags.max(initial=0) < Flag.LOWER_LINK for t in trees):
+        return _visible(trees, range(len(trees)), keep_whiteouts=keep_whiteouts)
+    table, runs = trees[0], [len(trees[0])]
+    table = table.with_columns(layer=np.zeros(len(table)))
+    first = 1  # the lowest tree that is not in the table yet
+    for number, tree in enumerate(trees):
+        if number and (tree.flags & Flag.LOWER_LINK).any():
+            # What the layers below show comes first: it says which file the links name.
+            table, runs = _stacked(table, runs, trees, first, number)
+            below = _visible_rows(table, runs, keep_whiteouts=keep_whiteouts)
+            table, runs = _stacked(below, [len(below)], trees, number, number + 1)
+            table = _name_lower_files(below, table)
+            first = number + 1
+    table, runs = _stacked(table, runs, trees, first, len(trees))
+    result = _visible_rows(table, runs, keep_whiteouts=keep_whiteouts)
+    missing = np.flatnonzero((result.flags & Flag.LOWER_LINK) != 0)
+    if len(missing) and not keep_whiteouts:
+        row = int(missing[0])
+        target = os.fsdecode(result.links[int(result.link[row])])
+        raise InvalidLayer(f"{result.path(row)!r}: a hard link to {target!r}, which no layer has")
+    return result
+
+
+def _stacked(table: Tree, runs: list[int], trees: Sequence[Tree], first: int, end: int) -> tuple[Tree, list[int]]:
+    """`table`, whose layers have `runs` rows, with trees first..end on top, their `layer` their numbers."""
+    if first == end:
+        return table, runs
+    more = [len(t) for t in trees[first:end]]
+    layer = np.concatenate([table.layer, np.repeat(np.arange(first, end), more)])
+    return concat([table, *trees[first:end]], relabel=False).with_columns(layer=layer), runs + more
+
+
+def _visible_rows(table: Tree, runs: Sequence[int], *, keep_whiteouts: bool) -> Tree:
+    """What shows of the layers, `runs` rows each, that `table` is made of; side lists and numbers stay the table's."""
+    ends = np.cumsum(runs).tolist()
+    parts = [table.take(np.arange(end - n, end)) for n, end in zip(runs, ends, strict=True)]
+    numbers = [int(part.layer[0]) if len(part) else 0 for part in parts]
+    return _visible(parts, numbers, keep_whiteouts=keep_whiteouts, table=table)
+
+
+def _visible(trees: Sequence[Tree], numbers: Sequence[int], *, keep_whiteouts: bool, table: Tree | None = None) -> Tree:
+    """What shows of the layers `trees`; `layer` is their number, but what the lowest shows keeps its own.
+
+    table: the trees are parts of this one, and share its side lists.
+    """
     rows, size = sum(map(len, trees)), sum(len(t.paths.arena) for t in trees)
     layer, flags = np.empty(rows, np.uint16), np.empty(rows, np.uint8)
     start, arena = np.empty(rows + 1, np.int64), np.empty(size, np.uint8)
@@ -53,18 +100,21 @@ def _resolve(trees: Sequence[Tree], *, keep_whiteouts: bool) -> Tree:
         row,
         begin,
     )
-    start, flags = start[: made + 1], flags[:made]
-    result = _Merged(
-        _Pieces(trees, source[:pieces], row[:pieces], begin[: pieces + 1], bool(unwritten)),
-        paths=Strings(arena[: start[-1]], start),
-        flags=flags,
-        layer=layer[:made],
-        links=Strings.concat([t.links for t in trees]),
-        xattr_sets=tuple(s for t in trees for s in t.xattr_sets),
+    start, layer = start[: made + 1], layer[:made]
+    picked = _Pieces(
+        trees, source[:pieces], row[:pieces], begin[: pieces + 1], unwritten=bool(unwritten), shared=table is not None
     )
-    if (flags & np.uint8(Flag.LOWER_LINK)).any():
-        return _resolve_lower_links(result, trees, must=not keep_whiteouts)
-    return result
+    if table is not None:
+        lowest = layer == 0
+        layer = np.array(numbers, np.uint16)[layer]
+        layer[lowest] = picked.column("layer")[lowest]  # nothing lies below, so the row that shows is the one picked
+    return _Merged(
+        picked,
+        paths=Strings(arena[: start[-1]], start),
+        flags=flags[:made],
+        layer=layer,
+        xattr_sets=tuple(s for t in trees for s in t.xattr_sets) if table is None else table.xattr_sets,
+    )
 
 
 class _Merged(Tree):
@@ -75,10 +125,14 @@ class _Merged(Tree):
 
     if not TYPE_CHECKING:  # to the type checker every column is there
 
-        def __getattr__(self, name: str) -> npt.NDArray[Any]:
-            if name not in COLUMNS:
+        def __getattr__(self, name: str) -> Any:
+            if name in COLUMNS:
+                value = self._pieces.column(name)
+            elif name == "links":
+                value = self._pieces.links()
+            else:
                 raise AttributeError(name)
-            return self.__dict__.setdefault(name, self._pieces.column(name))
+            return self.__dict__.setdefault(name, value)
 
     def with_columns(self, **columns: npt.NDArray[Any]) -> Tree:
         return self._whole().with_columns(**columns)
@@ -94,7 +148,8 @@ class _Merged(Tree):
 class _Pieces:
     """Rows of several trees: as `treestack.resolve` gives them, in pieces, each so many neighbours of one tree.
 
-    unwritten: there are directories among them whose attributes no tree wrote.
+    unwritten  there are directories among them whose attributes no tree wrote
+    shared     the trees are parts of one table: their indices into side lists, and their hard links, count alike
     """
 
     trees: Sequence[Tree]
@@ -102,6 +157,7 @@ class _Pieces:
     row: Rows
     begin: Rows
     unwritten: bool
+    shared: bool
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """A column of these rows; an index into a side list counts as after `concat`."""
@@ -113,6 +169,9 @@ class _Pieces:
             has = np.flatnonzero(column >= 0)
             column[has] += base[np.repeat(self.source, np.diff(self.begin))[has]]
         return column
+
+    def links(self) -> Strings:
+        return self.trees[0].links if self.shared else Strings.concat([t.links for t in self.trees])
 
     def _gather(self, name: str) -> npt.NDArray[Any]:
         columns = [getattr(t, name) for t in self.trees]
@@ -128,7 +187,9 @@ class _Pieces:
     def _bases(self, name: str) -> npt.NDArray[np.int32]:
         """What to add to each tree's numbers in a column: how many the trees before it have."""
         counts = [0]
-        if name == "link":
+        if self.shared:
+            pass
+        elif name == "link":
             counts = [len(t.links) for t in self.trees]
         elif name == "xattrs":
             counts = [len(t.xattr_sets) for t in self.trees]
@@ -142,42 +203,29 @@ def _whole_tree(columns: dict[str, Any]) -> Tree:
     return Tree(**columns)
 
 
-def _resolve_lower_links(result: Tree, trees: Sequence[Tree], *, must: bool) -> Tree:
-    """`result` with each hard link into a lower layer made a name of the file that it names there.
+def _name_lower_files(below: Tree, table: Tree) -> Tree:
+    """`table`, whose first rows are `below`, with each hard link of the others made a name of the file that it names there:
+    they share a hardlink number, so that they stay one file whatever shows in the end.
 
-    The file is what the layers below the link's own show. If it still shows, both become names of one file; if an upper
-    layer has replaced it since, the link alone keeps it. must: a link to what is not there is an error.
+    A link to a link that `below` could not resolve either is one to the same place. What `below` does not have stays.
     """
     names = ("kind", "mode", "uid", "gid", "size", "mtime_ns", "rdev", "offset", "layer", "link", "xattrs", "hardlink")
-    columns = {name: getattr(result, name).copy() for name in (*names, "flags")}
-    group = int(result.hardlink.max(initial=-1)) + 1
-    beneath: dict[int, Tree] = {}
-    for i in np.flatnonzero((result.flags & Flag.LOWER_LINK) != 0).tolist():
-        layer = int(result.layer[i])
-        target = normal_target(result.links[int(result.link[i])])
-        if layer not in beneath:
-            beneath[layer] = _resolve(trees[:layer], keep_whiteouts=not must)
-        lower = beneath[layer]
-        j = lower.find(target)
-        if j < 0 or lower.kind[j] == Kind.WHITEOUT or lower.flags[j] & Flag.LOWER_LINK:
-            if must:
-                raise InvalidLayer(
-                    f"{result.path(i)!r}: a hard link to {target.decode(errors='replace')!r}, which no layer has"
-                )
+    columns = {name: getattr(table, name).copy() for name in (*names, "flags")}
+    group = int(table.hardlink.max(initial=-1)) + 1
+    for i in np.flatnonzero((table.flags[len(below) :] & Flag.LOWER_LINK) != 0).tolist():
+        row = len(below) + i
+        found = find_target(below, table.links[int(table.link[row])])
+        if found < 0 or below.kind[found] == Kind.WHITEOUT:
             continue
-        if lower.kind[j] == Kind.DIR:
-            raise InvalidLayer(f"{result.path(i)!r}: a hard link to a directory")
-        shown = result.find(target)
-        if shown >= 0 and result.layer[shown] < layer:
-            if columns["hardlink"][shown] < 0:
-                columns["hardlink"][shown] = group
-                group += 1
-            for name in names:
-                columns[name][i] = columns[name][shown]
-        else:
-            for name in ("kind", "mode", "uid", "gid", "size", "mtime_ns", "rdev", "offset", "layer"):
-                columns[name][i] = getattr(lower, name)[j]
-            # `lower` was made by concatenating the same trees from the bottom, so its side lists begin ours.
-            columns["link"][i], columns["xattrs"][i], columns["hardlink"][i] = lower.link[j], lower.xattrs[j], -1
-        columns["flags"][i] &= ~np.uint8(Flag.LOWER_LINK)
-    return result.with_columns(**columns)
+        if below.flags[found] & Flag.LOWER_LINK:
+            columns["link"][row] = columns["link"][found]
+            continue
+        if below.kind[found] == Kind.DIR:
+            raise InvalidLayer(f"{table.path(row)!r}: a hard link to the directory {below.path(found)!r}")
+        if columns["hardlink"][found] < 0:
+            columns["hardlink"][found] = group
+            group += 1
+        for name in names:
+            columns[name][row] = columns[name][found]
+        columns["flags"][row] &= ~np.uint8(Flag.LOWER_LINK)
+    return table.with_columns(**columns)

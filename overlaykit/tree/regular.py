@@ -62,13 +62,9 @@ def _regular_rows(
     order, same = np.empty(n, np.int64), np.empty(n, np.uint8)
     treemerge.sort_order(arena, start, order, same)
     if not in_order and same.any():
-        # Of a path that was something else than a directory for a while, what lay under it has another place, or is gone.
-        again = np.flatnonzero(same)
-        twice = np.union1d(order[again - 1], order[again])
-        twice = twice[marks[twice] == Mark.PLAIN]
-        is_dir = table.kind[twice] == Kind.DIR
-        if (table.kind[twice] == Kind.SYMLINK).any() or (is_dir.any() and not is_dir.all()):
-            return int(twice[0])
+        replaced = _replaced_directory(table, marks, order, same)
+        if replaced is not None:
+            return replaced
     room = n + n // 8 + 64
     while True:
         row, name, size = (np.empty(room, np.int64) for _ in range(3))
@@ -84,6 +80,22 @@ def _regular_rows(
                 raise InvalidLayer(f"{longest[:200]!r}...: too deep to make up the directories that no entry wrote")
             return row[:made], name[:made], size[:made], kind[:made], flags[:made]
         room = made
+
+
+def _replaced_directory(
+    table: Tree, marks: npt.NDArray[np.uint8], order: Rows, same: npt.NDArray[np.uint8]
+) -> int | None:
+    """A row, if any, whose path stands twice, was no directory at least once, and has something below it."""
+    for i in np.flatnonzero((same[:-1] == 1) & (same[1:] == 0)).tolist():
+        if table.paths[int(order[i + 1])].startswith(table.paths[int(order[i])] + b"/"):
+            while True:
+                row = int(order[i])
+                if marks[row] == Mark.PLAIN and table.kind[row] != Kind.DIR:
+                    return row
+                if not same[i]:
+                    break
+                i -= 1
+    return None
 
 
 def _pick(table: Tree, row: Rows, paths: Strings, kind: npt.NDArray[np.uint8], flags: npt.NDArray[np.uint8]) -> Tree:

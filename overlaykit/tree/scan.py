@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overlaykit._ext import treescan
+from overlaykit.tree.regular import regular
 from overlaykit.tree.table import Kind, Strings, StrPath, Tree, Xattrs, empty_columns
 from overlaykit.tree.whiteout import WhiteoutFormat, read_overlay_marks
 
@@ -36,8 +37,8 @@ def scan(directory: StrPath | int, *, whiteouts: WhiteoutFormat = WhiteoutFormat
     """What lies in `directory` (a path, or a descriptor that stays open), the root row being the directory itself.
 
     whiteouts: OVERLAY or USERXATTR reads an upper or layer directory of an overlay: devices 0:0 and marked files become
-    WHITEOUT rows, opaque marks a flag, and the overlay's own xattrs go. xattrs: False leaves all of them out, and with them
-    those marks. Raises OSError with the path of what could not be read.
+    WHITEOUT rows, opaque marks a flag, and the overlay's own xattrs go; OCI does so with .wh. files. xattrs: False leaves
+    all of them out, and with them an overlay's marks. Raises OSError with the path of what could not be read.
     """
     fd = directory if isinstance(directory, int) else os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -51,7 +52,9 @@ def scan(directory: StrPath | int, *, whiteouts: WhiteoutFormat = WhiteoutFormat
             os.close(fd)
     tree = _from_rows(np.frombuffer(packed, ROW), paths, links, values)
     if whiteouts in (WhiteoutFormat.OVERLAY, WhiteoutFormat.USERXATTR):
-        tree = read_overlay_marks(tree, whiteouts.xattr_prefix)
+        return read_overlay_marks(tree, whiteouts.xattr_prefix)
+    if whiteouts is WhiteoutFormat.OCI:
+        return regular(tree, oci_names=True)
     return tree
 
 

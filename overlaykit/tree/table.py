@@ -10,6 +10,7 @@ a directory. The root is the row with the empty path. A tree with whiteouts or o
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,6 +153,10 @@ COLUMNS: dict[str, npt.DTypeLike] = {
     "xattrs": np.int32,  # index into xattr_sets; -1: none
     "hardlink": np.int32,  # names of one file share a number; -1: a file of one name
 }
+# A saved tree: MAGIC, the length of a JSON header (8 bytes), the header, and the arrays it names, each ALIGNed.
+COLUMNS_FILE = "columns"
+MAGIC = b"overlaykit tree 1\n"
+ALIGN = 64
 DEFAULTS = {"offset": -1, "link": -1, "xattrs": -1, "hardlink": -1}
 PROVENANCE = ("offset", "layer")  # where a row came from: no part of what it says
 
@@ -276,44 +281,59 @@ class Tree:
     # --- keeping ------------------------------------------------------------------------------------------------
 
     def save(self, directory: StrPath) -> None:
-        """Write the tree into an existing empty `directory`, a file a column. The caller syncs and renames."""
-        folder = Path(directory)
-        for name in COLUMNS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        for name in ("paths", "links"):
-            np.save(folder / f"{name}.npy", getattr(self, name).arena, allow_pickle=False)
-            np.save(folder / f"{name}_start.npy", getattr(self, name).start, allow_pickle=False)
+        """Write the tree into `directory`, as one file. The caller syncs and renames."""
+        arrays = {name: getattr(self, name) for name in COLUMNS}
+        arrays |= {"paths": self.paths.arena, "paths_start": self.paths.start, "parents": self.parents, "ends": self.ends}
+        arrays |= {"links": self.links.arena, "links_start": self.links.start}
+        places, at = {}, 0
+        for name, array in arrays.items():
+            places[name] = [array.dtype.str, at, len(array)]
+            at += -(-array.nbytes // ALIGN) * ALIGN
         sets = [{name: value.hex() for name, value in s.items()} for s in self.xattr_sets]
-        (folder / "xattr_sets.json").write_text(json.dumps(sets), encoding="utf-8", errors="surrogateescape")
+        head = json.dumps({"arrays": places, "xattr_sets": sets}).encode()  # ASCII: what is no UTF-8 is escaped
+        head = MAGIC + len(head).to_bytes(8, "little") + head
+        with open(Path(directory, COLUMNS_FILE), "wb") as out:
+            out.write(head + bytes(-len(head) % ALIGN))
+            for array in arrays.values():
+                out.write(np.ascontiguousarray(array).data)
+                out.write(bytes(-array.nbytes % ALIGN))
 
     @staticmethod
     def load(directory: StrPath) -> Tree:
-        """The tree that `save` wrote; the columns are mapped, not read. InvalidLayer if the files do not fit together."""
-        folder = Path(directory)
-
-        def column(name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-            try:
-                found = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            except ValueError as e:
-                raise InvalidLayer(f"{folder / name}.npy: {e}") from e
-            if found.dtype != dtype or found.ndim != 1:
-                raise InvalidLayer(f"{folder / name}.npy: {found.dtype}{list(found.shape)}, not {np.dtype(dtype)}[n]")
-            plain: npt.NDArray[Any] = found.view(np.ndarray)
-            return plain
-
-        def strings(name: str) -> Strings:
-            found = Strings(column(name, np.uint8), column(f"{name}_start", np.int64))
-            if len(found.start) < 1 or found.start[0] != 0 or found.start[-1] != len(found.arena):
-                raise InvalidLayer(f"{folder / name}_start.npy does not fit {name}.npy")
-            return found
-
-        columns = {name: column(name, dtype) for name, dtype in COLUMNS.items()}
-        paths, links = strings("paths"), strings("links")
-        raw = json.loads((folder / "xattr_sets.json").read_text(encoding="utf-8", errors="surrogateescape"))
-        sets = tuple({name: bytes.fromhex(value) for name, value in s.items()} for s in raw)
-        if any(len(c) != len(paths) for c in columns.values()):
-            raise InvalidLayer(f"{folder}: the columns are not all {len(paths)} long")
-        return Tree(paths, **columns, links=links, xattr_sets=sets)
+        """The tree that `save` wrote; the columns are mapped, not read. InvalidLayer if the file is not what it wrote."""
+        path = Path(directory, COLUMNS_FILE)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+        begin = len(MAGIC) + 8
+        end = begin + int.from_bytes(data[len(MAGIC) : begin], "little")
+        try:
+            if data[: len(MAGIC)] != MAGIC or end > size:
+                raise ValueError("no header")
+            head = json.loads(data[begin:end])
+            body = -(-end // ALIGN) * ALIGN
+            arrays = {
+                name: np.frombuffer(data, dtype, count, body + at) for name, (dtype, at, count) in head["arrays"].items()
+            }
+            sets = tuple({name: bytes.fromhex(value) for name, value in s.items()} for s in head["xattr_sets"])
+            columns: dict[str, Any] = {name: arrays[name] for name in COLUMNS}
+            tree = Tree(
+                Strings(arrays["paths"], arrays["paths_start"]),
+                **columns,
+                links=Strings(arrays["links"], arrays["links_start"]),
+                xattr_sets=sets,
+            )
+            family = (arrays["parents"], arrays["ends"])
+            wanted = [*COLUMNS.items(), ("parents", np.int64), ("ends", np.int64)]
+            if any(len(arrays[name]) != len(tree.paths) or arrays[name].dtype != dtype for name, dtype in wanted):
+                raise ValueError(f"the columns do not all have {len(tree.paths)} rows")
+            for strings in (tree.paths, tree.links):
+                if strings.start.dtype != np.int64 or strings.start[0] != 0 or strings.start[-1] != len(strings.arena):
+                    raise ValueError("offsets that do not fit")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
+            raise InvalidLayer(f"{path}: not a tree as overlaykit keeps them: {e}") from e
+        tree.__dict__["_family"] = family  # as cached_property would
+        return tree
 
 
 def empty_columns(n: int) -> dict[str, npt.NDArray[Any]]:
@@ -375,10 +395,14 @@ def from_entries(entries: Iterable[Entry]) -> Tree:
 
 def first_names(tree: Tree) -> Rows:
     """int64[n]: for each row the first row that is the same file: itself, unless it is a later name of a hard link."""
-    first = np.arange(len(tree), dtype=np.int64)
-    linked = np.flatnonzero(tree.hardlink >= 0)
+    return _first_of_group(tree.hardlink)
+
+
+def _first_of_group(hardlink: npt.NDArray[np.int32]) -> Rows:
+    first = np.arange(len(hardlink), dtype=np.int64)
+    linked = np.flatnonzero(hardlink >= 0)
     if len(linked):
-        group = tree.hardlink[linked]
+        group = hardlink[linked]
         of_group = np.empty(int(group.max()) + 1, np.int64)
         of_group[group[::-1]] = linked[::-1]  # of equal indices the last assignment stays
         first[linked] = of_group[group]
@@ -388,7 +412,7 @@ def first_names(tree: Tree) -> Rows:
 def differing(a: Tree, b: Tree, *, pairs: tuple[Rows, Rows] | None = None, links: bool = True) -> Mask:
     """bool[n]: which rows of two tables with the same paths say different things.
 
-    pairs: compare only these rows of a with those of b, one by one.
+    pairs: compare only these rows of a with those of b, one by one, as if they were all there are.
     links: names of one file must be names of one file in both, which only whole trees can tell.
     """
     unlike = np.zeros(len(a) if pairs is None else len(pairs[0]), np.bool_)
@@ -412,7 +436,11 @@ def differing(a: Tree, b: Tree, *, pairs: tuple[Rows, Rows] | None = None, links
             for x, y in each.T.tolist()
         ]
         unlike[rows] = np.array(verdict)[which.reshape(-1)]
-    return unlike | (first_names(a) != first_names(b)) if links else unlike
+    if links:
+        hardlink, other_hardlink = a.hardlink[mine], b.hardlink[theirs]
+        if ((hardlink >= 0) | (other_hardlink >= 0)).any():
+            unlike |= _first_of_group(hardlink) != _first_of_group(other_hardlink)
+    return unlike
 
 
 __all__ = [

@@ -14,10 +14,11 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from overlaykit._ext import whiteout
 from overlaykit.errors import InvalidLayer
 from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.table import Entry, Flag, Kind, Tree, first_names
-from overlaykit.tree.whiteout import METACOPY, OPAQUE_NAME, PREFIX, REDIRECT, WhiteoutFormat
+from overlaykit.tree.whiteout import METACOPY, OPAQUE_NAME, PREFIX, REDIRECT, Mark, WhiteoutFormat
 
 BLOCK = 512
 CHUNK = 1 << 20
@@ -57,14 +58,21 @@ def write_tar(
 
     content(row) opens the content of file `row`: a descriptor or a binary file, which is read and closed here.
     source_date_epoch: seconds since 1970; later times become this one. subsecond: times to the nanosecond, in pax headers.
-    What a layer cannot carry (sockets, an xattr of the host) is appended to `losses`. InvalidLayer if a file has fewer or
-    more bytes than its row says, or for an unresolved overlay redirect or metacopy; OSError from reading and writing.
+    What a layer cannot carry (sockets, names that begin with .wh., an xattr of the host) is appended to `losses`.
+    InvalidLayer if a file has fewer or more bytes than its row says, or for an unresolved overlay redirect or metacopy;
+    OSError from reading and writing.
     """
     losses = [] if losses is None else losses
     latest = None if source_date_epoch is None else source_date_epoch * 10**9
-    first = first_names(tree)
+    kept = np.zeros(len(tree), np.uint8)
+    whiteout.classify(tree.paths.arena, tree.paths.start, kept)
+    reserved = kept != Mark.PLAIN  # read back, they would take something away
+    first = first_names(tree.with_columns(hardlink=np.where(reserved, -1, tree.hardlink)))
     for row in _order(tree):
         entry = tree.entry(row)
+        if reserved[row]:
+            losses.append(Loss(entry.path, f"a name with {PREFIX}: layers keep it for whiteouts"))
+            continue
         if entry.kind == Kind.SOCKET:
             losses.append(Loss(entry.path, "a socket: layers have none"))
             continue
@@ -76,12 +84,13 @@ def write_tar(
             out.write(_header(Entry(head + slash + PREFIX + name), b"0", {}, 0))
             continue
         if entry.flags & Flag.LOWER_LINK or first[row] != row:
-            # With the file's mode, owner and time: some tools give what a link's header says to the file.
+            # With all that the file has: some tools give it what a link's header says, and the owner takes capabilities off.
             link = entry.link if entry.flags & Flag.LOWER_LINK else tree.path(int(first[row]))
-            out.write(_header(replace(entry, link=link), b"1", {}, mtime_ns))
+            out.write(_header(replace(entry, link=link), b"1", _xattr_records(entry, []), mtime_ns))
             continue
-        # The root is written only if it says something: most tools leave it out, and few expect it.
-        if entry.path or not entry.flags & Flag.IMPLIED:
+        # What nobody wrote stays unwritten, or it would change the directory below. The root, too, is written only if it
+        # says something: most tools leave it out, and few expect it.
+        if not entry.flags & Flag.IMPLIED or (row and not entry.flags & Flag.OPAQUE and tree.ends[row] == row + 1):
             out.write(_header(entry, TYPES[entry.kind], _xattr_records(entry, losses), mtime_ns))
         if entry.kind == Kind.FILE and entry.size:
             _copy(content(row), entry, out)
@@ -129,8 +138,15 @@ def _xattr_records(entry: Entry, losses: Losses) -> dict[bytes, bytes]:
             continue
         if name == CAPABILITY:
             value = _capability_v2(entry, value, losses)
-        records[b"SCHILY.xattr." + os.fsencode(name)] = value
+        records[b"SCHILY.xattr." + os.fsencode(_xattr_key(name))] = value
     return records
+
+
+def _xattr_key(name: str) -> str:
+    """`name` as GNU tar has it: a key ends at its first "=", and what looks escaped must be."""
+    if "=" in name or "%3D" in name or "%25" in name:
+        return name.replace("%", "%25").replace("=", "%3D")
+    return name
 
 
 def _capability_v2(entry: Entry, value: bytes, losses: Losses) -> bytes:
