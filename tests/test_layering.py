@@ -31,7 +31,7 @@ MAY_IMPORT = {
 # A library, and the folders or files that may import it.
 HOMES = {
     "numpy": {"tree", "overlay", "bench"},
-    "xxhash": {"tree/scan.py"},
+    "xxhash": {"tree/fingerprint.py"},
     "zstandard": {"oci/layer.py", "oci/streams.py"},
     "isal": {"oci/layer.py", "oci/streams.py"},
     "urllib3": {"registry"},

@@ -1,6 +1,7 @@
 """What a layer says: columnar trees. No OCI documents, no network."""
 
 from overlaykit.tree.diff import Change, against, changes, diff
+from overlaykit.tree.fingerprint import fingerprint
 from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.merge import merge, squash
 from overlaykit.tree.regular import regular
@@ -24,6 +25,7 @@ __all__ = [
     "changes",
     "concat",
     "diff",
+    "fingerprint",
     "from_entries",
     "index_tar",
     "merge",

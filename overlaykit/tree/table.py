@@ -205,7 +205,7 @@ class Tree:
             link=None if link < 0 else os.fsdecode(self.links[link]),
             xattrs={} if xattrs < 0 else self.xattr_sets[xattrs],
             hardlink=int(self.hardlink[row]),
-            flags=Flag(self.flags[row]),
+            flags=Flag(int(self.flags[row])),  # an enum knows a numpy number only once it has met the value
             offset=int(self.offset[row]),
             layer=int(self.layer[row]),
         )
