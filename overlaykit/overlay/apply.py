@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import uuid
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +20,8 @@ import numpy.typing as npt
 
 from overlaykit._ext import extract, whiteout
 from overlaykit.errors import InvalidLayer
+from overlaykit.overlay.below import enter, open_directory, remove_tree, symlink_target, umask_at
+from overlaykit.overlay.tails import SparseTail, Tail
 from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.merge import merge
 from overlaykit.tree.regular import LONGEST_PATH, MAX_LINKS, find_target, regular
@@ -33,7 +33,6 @@ from overlaykit.tree.tarball import (
     TableBuilder,
     TarReader,
     Window,
-    read_map,
     sparse_map,
     sparse_rows,
     sparse_size,
@@ -41,7 +40,6 @@ from overlaykit.tree.tarball import (
 from overlaykit.tree.whiteout import OPAQUE, OPAQUE_NAME, PREFIX, WhiteoutFormat, inner_to_own
 
 LIVES_ELSEWHERE = (errno.ENOTSUP, errno.EPERM, errno.ENODATA)  # an xattr that this file system or user cannot set
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def apply_layer(
@@ -82,9 +80,9 @@ class _Application:
         self.lowers = lowers
         self.losses = losses
         self.me, self.mine = os.geteuid(), os.getegid()
-        self.umask = _umask(root_fd)
+        self.umask = umask_at(root_fd)
         self.builder = TableBuilder()
-        self.tail: _Tail | None = None  # the file whose content goes on in the next window
+        self.tail: Tail | None = None  # the file whose content goes on in the next window
 
     def run(self, stream: Readable) -> Tree:
         try:
@@ -183,19 +181,19 @@ class _Application:
     def _follow(self, fd: int, window: Window, row: int) -> None:
         """Keep `fd`, the last file of the window, for the content that is still to come."""
         entry = window.rows[row]
-        self.tail = _Tail(fd, int(entry["size"]) - int(entry["here"]), window.paths[row], entry)
+        self.tail = Tail(fd, int(entry["size"]) - int(entry["here"]), window.paths[row], entry)
 
     def _make_room(self, path: bytes, *, is_dir: bool) -> bool:
         """Take away what an earlier entry made at `path`. False if it is a directory and shall be one."""
         parent, _, name = path.rpartition(b"/")
-        fd = _open_directory(self.root_fd, parent)
+        fd = open_directory(self.root_fd, parent)
         try:
             if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                 os.unlink(name, dir_fd=fd)
             elif is_dir:
                 return False
             else:
-                _remove_tree(fd, name)
+                remove_tree(fd, name)
             return True
         finally:
             os.close(fd)
@@ -218,7 +216,7 @@ class _Application:
         done: list[bytes] = []
         unmade = hops = 0  # unmade: how many of `done`, at its end, are not there
         todo = parent.split(b"/")[::-1]
-        here = _open_directory(self.root_fd, b"")
+        here = open_directory(self.root_fd, b"")
         try:
             while todo:
                 part = todo.pop()
@@ -226,10 +224,10 @@ class _Application:
                     continue
                 if unmade:
                     unmade += -1 if part == b".." else 1
-                elif (there := _enter(here, part)) is not None:
+                elif (there := enter(here, part)) is not None:
                     os.close(here)
                     here = there
-                elif (target := _symlink(here, part)) is None:
+                elif (target := symlink_target(here, part)) is None:
                     unmade = 1
                 else:
                     hops += 1
@@ -238,7 +236,7 @@ class _Application:
                     if target.startswith(b"/"):
                         os.close(here)
                         here = -1
-                        here = _open_directory(self.root_fd, b"")
+                        here = open_directory(self.root_fd, b"")
                         done = []
                     todo += target.split(b"/")[::-1]
                     continue
@@ -263,12 +261,12 @@ class _Application:
         self._create(Window(one, Strings.of([path]), Strings.of([b""]), window.buffer, 0), np.zeros(1, np.uint8))
         pieces = sparse_map(window, row)
         parent, _, name = path.rpartition(b"/")
-        folder = _open_directory(self.root_fd, parent)
+        folder = open_directory(self.root_fd, parent)
         try:
             fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         finally:
             os.close(folder)
-        self.tail = _SparseTail(fd, int(entry["size"]), path, entry, pieces, size)
+        self.tail = SparseTail(fd, int(entry["size"]), path, entry, pieces, size)
         begin, here = int(entry["data"]), int(entry["here"])
         self.tail = self.tail.feed(window.buffer[begin : begin + here], self)
 
@@ -317,9 +315,7 @@ class _Application:
             target = tree.links[int(tree.link[row])]
             found = find_target(self.merged, target)
             if found < 0 or self.merged.kind[found] == Kind.DIR:
-                raise InvalidLayer(
-                    f"{tree.path(row)!r}: a hard link to {os.fsdecode(target)!r}, a file that no layer has"
-                )
+                raise InvalidLayer(f"{tree.path(row)!r}: a hard link to {os.fsdecode(target)!r}, a file that no layer has")
             copy = copies.setdefault(int(first[found]), row)
             if copy != row:
                 self._nodes(tree, np.array([row]), np.array([copy]))
@@ -366,7 +362,7 @@ class _Application:
                         raise OSError(errno.EIO, f"the lower file is shorter than {entry.size} bytes", entry.path)
                     self.tail = self.tail.feed(memoryview(data), self)
         if entry.xattrs:
-            folder = _open_directory(self.root_fd, path.rpartition(b"/")[0])
+            folder = open_directory(self.root_fd, path.rpartition(b"/")[0])
             try:
                 self._write_xattrs(folder, path, entry.xattrs)
             finally:
@@ -383,7 +379,7 @@ class _Application:
                 continue
             root_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                folder = _open_directory(root_fd, path.rpartition(b"/")[0])
+                folder = open_directory(root_fd, path.rpartition(b"/")[0])
             finally:
                 os.close(root_fd)
             try:
@@ -467,7 +463,7 @@ class _Application:
                         os.close(folder)
                         folder = -1
                     home = path.rpartition(b"/")[0]
-                    folder = _open_directory(self.root_fd, home)
+                    folder = open_directory(self.root_fd, home)
                 self._write_xattrs(folder, path, values)
                 if marks and entry.flags & Flag.OPAQUE:
                     self._write_xattrs(folder, path, {prefix + OPAQUE: b"y"}, must=True)
@@ -525,149 +521,6 @@ class _Application:
             )
 
 
-class _Tail:
-    """A file whose content comes in pieces."""
-
-    def __init__(self, fd: int, left: int, path: bytes, entry: np.void) -> None:
-        self.fd = fd
-        self.left = left
-        self.path = path
-        self.attributes = int(entry["mode"]), int(entry["uid"]), int(entry["gid"]), int(entry["mtime_ns"])
-
-    def feed(self, data: memoryview, application: _Application) -> _Tail | None:
-        """Write the next piece; None, and the file closed with all its attributes, when it was the last.
-
-        It must be the application's tail: whatever goes wrong, it is closed there.
-        """
-        self.left -= len(data)
-        try:
-            self.write(data)
-            if self.left > 0:
-                return self
-            failed = self.end(application)
-            if failed:
-                raise OSError(failed, os.strerror(failed))
-            application.tail = None
-            os.close(self.fd)
-        except OSError as e:
-            raise OSError(e.errno, e.strerror, os.fsdecode(self.path)) from None
-        except InvalidLayer as e:
-            raise InvalidLayer(f"{os.fsdecode(self.path)!r}: {e}") from None
-        return None
-
-    def write(self, data: memoryview) -> None:
-        _write_all(self.fd, data)
-
-    def end(self, application: _Application) -> int:
-        failed: int = extract.finish(self.fd, *self.attributes, application.me, application.mine)
-        return failed
-
-
-class _SparseTail(_Tail):
-    """The same with holes: `pieces` says where the content goes; None: it stands in front of the content."""
-
-    def __init__(
-        self, fd: int, left: int, path: bytes, entry: np.void, pieces: list[tuple[int, int]] | None, size: int
-    ) -> None:
-        super().__init__(fd, left, path, entry)
-        self.pieces = None if pieces is None else deque(pieces)
-        self.size = size
-        self.head = b""
-
-    def write(self, data: memoryview) -> None:
-        if self.pieces is None:
-            self.head += data
-            found = read_map(self.head)
-            if found is None:
-                if self.left <= 0:
-                    raise InvalidLayer("a sparse file whose map is not whole")
-                return
-            self.pieces, used = deque(found[0]), found[1]
-            data, self.head = memoryview(self.head)[used:], b""
-        while len(data) and self.pieces:
-            offset, size = self.pieces[0]
-            part = data[:size]
-            os.lseek(self.fd, offset, os.SEEK_SET)
-            _write_all(self.fd, part)
-            data = data[len(part) :]
-            self.pieces[0] = (offset + len(part), size - len(part))
-            if len(part) == size:
-                self.pieces.popleft()
-
-    def end(self, application: _Application) -> int:
-        if self.pieces is None or any(size for _, size in self.pieces):
-            raise InvalidLayer("a sparse file with less content than its map says")
-        os.ftruncate(self.fd, self.size)
-        return super().end(application)
-
-
-def _write_all(fd: int, data: memoryview) -> None:
-    while len(data):
-        data = data[os.write(fd, data) :]
-
-
-def _open_directory(root_fd: int, path: bytes) -> int:
-    """A descriptor of directory `path` below root_fd, a component at a time, no symlink followed. The caller closes it."""
-    fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
-    for part in path.split(b"/") if path else ():
-        try:
-            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
-
-
-def _enter(folder: int, name: bytes) -> int | None:
-    """A descriptor of directory `name` in `folder`; None if it is not there, or a symlink. NotADirectoryError for a file."""
-    try:
-        return os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            return None
-        raise
-
-
-def _symlink(folder: int, name: bytes) -> bytes | None:
-    """Where symlink `name` in `folder` leads; None if it is not there."""
-    try:
-        return os.readlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        return None
-
-
-def _remove_tree(parent_fd: int, name: bytes) -> None:
-    """Remove directory `name` and all below. What lies deep is brought up first: a tree may be deeper than a process has
-    descriptors, or Python recursion."""
-    top = os.open(name, DIRECTORY, dir_fd=parent_fd)
-    try:
-        while below := os.listdir(top):
-            for child in below:
-                try:
-                    os.unlink(child, dir_fd=top)
-                except IsADirectoryError:
-                    _empty(top, child)
-    finally:
-        os.close(top)
-    os.rmdir(name, dir_fd=parent_fd)
-
-
-def _empty(top: int, name: str) -> None:
-    """Remove directory `name` in `top`, the directories in it put beside it."""
-    fd = os.open(name, DIRECTORY, dir_fd=top)
-    try:
-        for child in os.listdir(fd):
-            try:
-                os.unlink(child, dir_fd=fd)
-            except IsADirectoryError:
-                os.rename(child, uuid.uuid4().hex, src_dir_fd=fd, dst_dir_fd=top)
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=top)
-
-
 def _whiteouts(tree: Tree) -> Rows:
     """The whiteouts to make: none below an opaque directory. Nothing of a lower layer shows there, and readdir would list
     them."""
@@ -678,23 +531,5 @@ def _whiteouts(tree: Tree) -> Rows:
     covered = np.zeros(len(tree) + 1, np.int64)
     np.add.at(covered, np.flatnonzero(opaque), 1)
     np.add.at(covered, tree.ends[opaque], -1)
-    rows = rows[np.cumsum(covered)[rows] == 0]
-    return rows
-
-
-def _umask(root_fd: int) -> int:
-    """What the kernel takes off the modes of new files here; all bits if that cannot be known without changing it."""
-    try:
-        if "system.posix_acl_default" in os.listxattr(root_fd):
-            return 0o777  # new files would get their modes from it
-    except OSError as e:
-        if e.errno != errno.ENOTSUP:
-            raise
-    try:
-        with open("/proc/thread-self/status", "rb") as f:
-            for line in f:
-                if line.startswith(b"Umask:"):
-                    return int(line.split()[1], 8)
-    except OSError:
-        pass  # no /proc: every file gets its mode by fchmod
-    return 0o777
+    shown: Rows = rows[np.cumsum(covered)[rows] == 0]
+    return shown

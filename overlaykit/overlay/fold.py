@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from overlaykit.overlay.apply import apply_layer
+from overlaykit.overlay.below import DIRECTORY, remove_tree
 from overlaykit.tree.losses import Losses
 from overlaykit.tree.regular import normal_target
 from overlaykit.tree.table import Flag, Kind, StrPath, Tree
 from overlaykit.tree.tarball import Readable
 from overlaykit.tree.whiteout import WhiteoutFormat
-
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def fold_layer(
@@ -166,7 +165,7 @@ def _remove(folder: int, name: bytes) -> None:
     except FileNotFoundError:
         pass
     except (IsADirectoryError, PermissionError):
-        shutil.rmtree(name, dir_fd=folder)
+        remove_tree(folder, name)
 
 
 def _open(root_fd: int, path: bytes) -> int:

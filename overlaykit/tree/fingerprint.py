@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -50,4 +49,4 @@ def fingerprint(tree: Tree, directory: StrPath | int) -> Fingerprints:
         raise OSError(int(errnos[bad]), os.strerror(int(errnos[bad])), name)
     found = np.zeros((len(tree), 2), np.uint64)
     found[rows] = digests.view(">u8")  # as xxhash prints it: the high half first
-    return cast(Fingerprints, found[first])
+    return found[first]

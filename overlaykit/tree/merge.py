@@ -78,7 +78,7 @@ def _visible_rows(table: Tree, runs: Sequence[int], *, keep_whiteouts: bool) -> 
 
 
 def _visible(trees: Sequence[Tree], numbers: Sequence[int], *, keep_whiteouts: bool, table: Tree | None = None) -> Tree:
-    """What shows of the layers `trees`; `layer` is their number, but what the lowest shows keeps its own.
+    """What shows of the layers `trees`; `layer` is their number, but what a `table` says of content stays.
 
     table: the trees are parts of this one, and share its side lists.
     """
@@ -105,9 +105,10 @@ def _visible(trees: Sequence[Tree], numbers: Sequence[int], *, keep_whiteouts: b
         trees, source[:pieces], row[:pieces], begin[: pieces + 1], unwritten=bool(unwritten), shared=table is not None
     )
     if table is not None:
-        lowest = layer == 0
-        layer = np.array(numbers, np.uint16)[layer]
-        layer[lowest] = picked.column("layer")[lowest]  # nothing lies below, so the row that shows is the one picked
+        # Of the lowest layer, and of what is no directory, the row that shows is the one picked. It says where its content
+        # is: in another layer than its own, for a name of a lower file.
+        own = (layer == 0) | (picked.column("kind") != Kind.DIR)
+        layer = np.where(own, picked.column("layer"), np.array(numbers, np.uint16)[layer])
     return _Merged(
         picked,
         paths=Strings(arena[: start[-1]], start),

@@ -82,9 +82,7 @@ def _regular_rows(
         room = made
 
 
-def _replaced_directory(
-    table: Tree, marks: npt.NDArray[np.uint8], order: Rows, same: npt.NDArray[np.uint8]
-) -> int | None:
+def _replaced_directory(table: Tree, marks: npt.NDArray[np.uint8], order: Rows, same: npt.NDArray[np.uint8]) -> int | None:
     """A row, if any, whose path stands twice, was no directory at least once, and has something below it."""
     for i in np.flatnonzero((same[:-1] == 1) & (same[1:] == 0)).tolist():
         if table.paths[int(order[i + 1])].startswith(table.paths[int(order[i])] + b"/"):

@@ -251,7 +251,7 @@ class Tree:
 
     def take(self, rows: Rows | Mask) -> Tree:
         """The tree of `rows` (numbers in tree order, or a mask). It is regular if the rows are: parents must be kept."""
-        numbers: Rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64, copy=False)
+        numbers: Rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else np.ascontiguousarray(rows, np.int64)
         columns = {name: getattr(self, name)[numbers] for name in COLUMNS}
         return Tree(self.paths.take(numbers), **columns, links=self.links, xattr_sets=self.xattr_sets)
 

@@ -179,7 +179,7 @@ class TarReader:
 
 
 def _name_of(data: bytes) -> str:
-    """", NAME" of the entry whose headers begin `data`, as far as they can be read; "" if not even its name can."""
+    """ ", NAME" of the entry whose headers begin `data`, as far as they can be read; "" if not even its name can."""
     name, at = b"", 0
     while at + BLOCK <= len(data):
         kind, field = data[at + 156 : at + 157], data[at + 124 : at + 136].strip(b"\0 ")
