@@ -46,7 +46,7 @@ def hardlinked(table: list[Entry]) -> list[Entry]:
     linked = []
     for row, e in enumerate(table):
         key = (e.uid, e.size)
-        if e.kind == Kind.FILE and ".wh." not in e.path:
+        if e.kind == Kind.FILE and ".wh." not in e.path and not e.flags:
             at = first.setdefault(key, row)
             e = replace(table[at], path=e.path, hardlink=at)
         linked.append(e)

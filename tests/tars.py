@@ -97,7 +97,8 @@ def by_python(data: bytes) -> Tree:
                 if key.startswith("SCHILY.xattr.")
             }
             whole, _, part = m.pax_headers.get("mtime", str(m.mtime)).partition(".")
-            mtime_ns = int(whole or 0) * 10**9 + int(part[:9].ljust(9, "0") or 0)
+            mtime_ns = abs(int(whole or 0)) * 10**9 + int(part[:9].ljust(9, "0") or 0)
+            mtime_ns = -mtime_ns if whole.startswith("-") else mtime_ns
             rows.append(
                 Entry(
                     os.path.normpath("/" + m.name).lstrip("/"),

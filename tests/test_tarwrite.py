@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -98,8 +99,6 @@ def test_the_same_tree_gives_the_same_bytes(table: list[Entry]) -> None:
 
 def test_the_bytes_of_a_small_layer_stay_what_they_are() -> None:
     """A digest that changes from one release to the next uploads every layer again."""
-    import hashlib
-
     layer = treetext.tree("""\
         / dir 755
         /d dir 700 owner=1000:1000 mtime=1500000000.75 xattr.user.k=v
@@ -109,7 +108,7 @@ def test_the_bytes_of_a_small_layer_stay_what_they_are() -> None:
         /l symlink -> d
         /null char 666 1:3
     """)
-    assert hashlib.sha256(written(layer)).hexdigest() == "DIGEST"
+    assert hashlib.sha256(written(layer)).hexdigest() == "07b42f30c0b5a01bc0d9cc4a92f934cb8d942f299a28f957deb3fab9f9f0755d"
 
 
 def names(data: bytes) -> list[str]:
@@ -221,12 +220,10 @@ def test_a_file_of_another_length_than_announced_is_named(body: bytes) -> None:
 def test_the_content_is_closed_whatever_happens() -> None:
     layer = regular(from_entries([Entry("f", size=3)]))
     before = os.listdir("/proc/self/fd")
-    for size in (3, 5):
+    for source in ("/dev/zero", "/dev/null"):
         out = io.BytesIO()
-        try:
-            write_tar(layer, lambda row, n=size: os.open("/dev/zero" if n == 5 else __file__, os.O_RDONLY), out)
-        except InvalidLayer:
-            pass
+        with pytest.raises(InvalidLayer):
+            write_tar(layer, lambda row, path=source: os.open(path, os.O_RDONLY), out)
     assert os.listdir("/proc/self/fd") == before
 
 

@@ -115,7 +115,7 @@ def against(changeset: Tree, lower: Tree) -> Tree:
     found = np.array([lower.find(path) for path in changeset.paths], np.int64)
     keep = ~((changeset.kind == Kind.WHITEOUT) & (found < 0))
     columns = {n: getattr(changeset, n).copy() for n in ("flags", "mode", "uid", "gid", "mtime_ns")}
-    implied = np.flatnonzero(((changeset.flags & Flag.IMPLIED) != 0) & (found >= 0))
+    implied = np.flatnonzero(((changeset.flags & Flag.IMPLIED) != 0) & (found >= 0) & ~_hidden(changeset))
     implied = implied[lower.kind[found[implied]] == Kind.DIR]
     borrowed = np.zeros(len(changeset), np.bool_)
     borrowed[implied] = True
@@ -180,12 +180,12 @@ def changes(lower: Tree, changeset: Tree) -> Iterator[Change]:
     """
     own: list[tuple[int, Change | None]] = []  # by row of the changeset; None: nothing of its own
     extra: dict[int, list[Change]] = {}  # names that an opaque directory, or one below such a one, takes away
-    opaque = (changeset.flags & Flag.OPAQUE) != 0
+    hidden = _hidden(changeset)
+    opaque = hidden | ((changeset.flags & Flag.OPAQUE) != 0)
     for row in range(len(changeset)):
         before = lower.find(changeset.paths[row])
         if row:
-            opaque[row] |= opaque[changeset.parents[row]]
-            own.append((row, _change(lower, before, changeset, row)))
+            own.append((row, _change(lower, before, changeset, row, hidden=bool(hidden[row]))))
         if opaque[row] and before >= 0 and lower.kind[before] == changeset.kind[row] == Kind.DIR:
             extra[row] = [
                 _removed(lower, child) for child in lower.children(before) if changeset.find(lower.paths[child]) < 0
@@ -207,27 +207,38 @@ def changes(lower: Tree, changeset: Tree) -> Iterator[Change]:
     return iter(sorted(found, key=lambda c: c.path.replace("/", "\0")))
 
 
+def _hidden(changeset: Tree) -> Mask:
+    """bool[n]: which rows lie below an opaque directory, so that not even a directory of theirs shows from lower."""
+    opaque = np.flatnonzero((changeset.flags & Flag.OPAQUE) != 0)
+    depth = np.zeros(len(changeset) + 1, np.int64)
+    np.add.at(depth, opaque + 1, 1)
+    np.add.at(depth, changeset.ends[opaque], -1)
+    below: Mask = np.cumsum(depth[:-1]) > 0
+    return below
+
+
 def _removed(lower: Tree, row: int) -> Change:
     below = slice(row, int(lower.ends[row]))
     return Change("D", "/" + lower.path(row), size_before=int(lower.size[below].sum()))
 
 
-def _change(lower: Tree, before: int, changeset: Tree, row: int) -> Change | None:
-    """What row `row` does to row `before` of lower (-1: there is none); None if nothing."""
+def _change(lower: Tree, before: int, changeset: Tree, row: int, *, hidden: bool) -> Change | None:
+    """What row `row` does to row `before` of lower (-1: there is none); None if nothing. hidden: a directory there does not
+    lend it what nobody wrote."""
     kind = changeset.kind[row]
     if kind == Kind.WHITEOUT:
         return _removed(lower, before) if before >= 0 else None
     path = "/" + changeset.path(row)
     if before < 0:
         return Change("A", path, size_after=int(changeset.size[row]))
-    reasons = _reasons(lower, before, changeset, row)
+    reasons = _reasons(lower, before, changeset, row, hidden=hidden)
     if not reasons:
         return None
     return Change("C", path, reasons, int(lower.size[before]), int(changeset.size[row]))
 
 
-def _reasons(lower: Tree, before: int, upper: Tree, row: int) -> tuple[str, ...]:
-    if upper.flags[row] & Flag.IMPLIED:
+def _reasons(lower: Tree, before: int, upper: Tree, row: int, *, hidden: bool = False) -> tuple[str, ...]:
+    if upper.flags[row] & Flag.IMPLIED and not hidden:
         return () if lower.kind[before] == Kind.DIR else ("kind",)
     old, new = lower.entry(before), upper.entry(row)
     if old.kind != new.kind:
