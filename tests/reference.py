@@ -67,6 +67,7 @@ def regular(table: Iterable[Entry]) -> Layer:
     rows = [(e, mark_of(e.path)) for e in table]
     rows = [(replace(e, path=strip(e.path)), mark) for e, mark in rows if mark != 3]
     content: Layer = {}
+    above: set[str] = set()  # paths that have had something below them
 
     def under_a_file(path: str) -> bool:
         return any(up in content and content[up].kind != Kind.DIR for up in ancestors(path))
@@ -75,9 +76,10 @@ def regular(table: Iterable[Entry]) -> Layer:
         if mark == 0:
             if under_a_file(e.path):
                 raise ValueError(e.path)
-            if e.kind != Kind.DIR:
+            if e.kind != Kind.DIR and e.path in above:
                 content = {path: entry for path, entry in content.items() if e.path not in ancestors(path)}
             content[e.path] = e
+            above.update(ancestors(e.path))
     whiteouts = {e.path for e, mark in rows if mark == 1}
     opaque = {e.path for e, mark in rows if mark == 2}
 
