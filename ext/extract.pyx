@@ -339,9 +339,11 @@ def attributes(
                 status = parent
                 break
             status = set_directory(parent, name, mode[row], uid[row], gid[row], mtime_ns[row], me, mine)
-            if status == -ENOENT and mkdirat(parent, name, 0o700) == 0:
+            if status == -ENOENT:
                 # Nobody wrote it, and nothing was made in it: what it holds are marks.
-                status = set_directory(parent, name, mode[row], uid[row], gid[row], mtime_ns[row], me, mine)
+                status = 0 if mkdirat(parent, name, 0o700) == 0 else -errno
+                if status == 0:
+                    status = set_directory(parent, name, mode[row], uid[row], gid[row], mtime_ns[row], me, mine)
             if status < 0:
                 break
             i += 1

@@ -20,7 +20,9 @@ _HOMES = {
     "overlaykit.store": "Container Snapshot Snapshotter Store StoredImage",
     "overlaykit.overlay": "Mount Overlay View mount unmount",
     "overlaykit.oci": "Digest Image ImageIndex Layer Layout Platform Reference open_image",
-    "overlaykit.tree": "Change Entry Flag Kind Tree WhiteoutFormat changes diff index_tar merge scan squash write_tar",
+    "overlaykit.oci.disk": "PackedLayer apply_layer pack_layer squash_layers unpack",
+    "overlaykit.tree": "Change Entry Flag Kind Loss Tree WhiteoutFormat changes diff index_tar merge scan squash write_tar",
+    "overlaykit.tree.blame": "Touch Waste blame waste",
     "overlaykit.errors": (
         "AlreadyExists DigestMismatch InUse IntegrityError InvalidImage InvalidLayer InvalidReference NotFound "
         "OverlaykitError SizeMismatch UnsafePath Unsupported"
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from overlaykit.oci import Digest, Image, ImageIndex, Layer, Layout, Platform, Reference, open_image
+    from overlaykit.oci.disk import PackedLayer, apply_layer, pack_layer, squash_layers, unpack
     from overlaykit.overlay import Mount, Overlay, View, mount, unmount
     from overlaykit.store import Container, Snapshot, Snapshotter, Store, StoredImage
     from overlaykit.tree import (
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
         Entry,
         Flag,
         Kind,
+        Loss,
         Tree,
         WhiteoutFormat,
         changes,
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
         squash,
         write_tar,
     )
+    from overlaykit.tree.blame import Touch, Waste, blame, waste
 
 __all__ = [
     "AlreadyExists",
@@ -80,10 +85,12 @@ __all__ = [
     "Kind",
     "Layer",
     "Layout",
+    "Loss",
     "Mount",
     "NotFound",
     "Overlay",
     "OverlaykitError",
+    "PackedLayer",
     "Platform",
     "Reference",
     "SizeMismatch",
@@ -91,21 +98,29 @@ __all__ = [
     "Snapshotter",
     "Store",
     "StoredImage",
+    "Touch",
     "Tree",
     "UnsafePath",
     "Unsupported",
     "View",
+    "Waste",
     "WhiteoutFormat",
     "__version__",
+    "apply_layer",
+    "blame",
     "changes",
     "diff",
     "index_tar",
     "merge",
     "mount",
     "open_image",
+    "pack_layer",
     "scan",
     "squash",
+    "squash_layers",
     "unmount",
+    "unpack",
+    "waste",
     "write_tar",
 ]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
+import resource
+import signal
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,10 +138,10 @@ def test_sparse_files_of_every_form_stay_sparse(tmp_path: Path, target: Path, ve
 def test_a_file_across_windows_after_a_sparse_one_is_whole(target: Path) -> None:
     """Sparse files used to be made when the others of their window were, and to end the file whose content was still to
     come: a layer with a sparse file and a large one soon after was unpacked with the large one cut short."""
-    sparse = pax(GNU__sparse__size="9000", GNU__sparse__map="0,3,8000,2") + member("s", b"abcde")
+    records = pax(GNU__sparse__size="9000", GNU__sparse__map="0,3,8000,2")
     body = random.Random(0).randbytes(3 * WINDOW)
     before = len(os.listdir("/proc/self/fd"))
-    applied(sparse + member("large", body) + sparse.replace(b"s\0", b"r\0") + END, target)
+    applied(records + member("s", b"abcde") + member("large", body) + records + member("r", b"abcde") + END, target)
     assert (target / "large").read_bytes() == body
     for name in "sr":
         assert (target / name).read_bytes() == b"abc" + bytes(7997) + b"de" + bytes(998)
@@ -512,7 +516,7 @@ def test_an_ordinary_user_keeps_the_tree_and_hears_of_what_the_disk_cannot(tmp_p
     ]  # fmt: skip
     assert found.entry(found.find("d/gone")).kind == Kind.WHITEOUT
     assert Flag.OPAQUE in found.entry(found.find("e")).flags
-    assert {loss.path: loss.what.partition(":")[0] for loss in losses} == {
+    assert {loss.path: loss.what.partition(": ")[0] for loss in losses} == {
         "null": "device 1:3",
         "disk": "device 7:1",
         "n2": "a hard link to a device that was not made",
@@ -555,10 +559,23 @@ def test_whatever_the_stream_raises_comes_out_and_nothing_stays_open(target: Pat
     assert os.listdir("/proc/self/fd") == before
 
 
+@contextlib.contextmanager
+def tmpfs(tmp_path: Path, options: str) -> Iterator[Path]:
+    """A file system in memory that is soon full."""
+    target = tmp_path / "full"
+    target.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", target], check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
 @as_root
 @pytest.mark.parametrize("size", [64 << 10, 300 << 10, 1 << 20, 2 << 20])
 def test_a_full_disk_is_an_error_with_the_path_and_nothing_stays_open(tmp_path: Path, size: int) -> None:
-    with kernel_overlay_tmpfs(tmp_path, f"size={size}") as target:
+    with tmpfs(tmp_path, f"size={size}") as target:
         data = b"".join(member(f"f{number}", b"x" * 300_000) for number in range(9))
         data += pax(GNU__sparse__size="9000000", GNU__sparse__map=f"0,{2 * WINDOW}") + member("s", bytes(2 * WINDOW))
         before = os.listdir("/proc/self/fd")
@@ -574,31 +591,13 @@ def test_a_full_disk_is_an_error_with_the_path_and_nothing_stays_open(tmp_path: 
 def test_no_more_inodes_likewise(tmp_path: Path, inodes: int) -> None:
     data = member("d/e/f", b"x") + header("d/l", "1", link="d/e/f") + header("s", "2", link="x") + header("p", "6")
     data += header("n", "3", device=(1, 3)) + header(".wh.w") + header("o/.wh..wh..opq") + header("q/.wh.z")
-    with kernel_overlay_tmpfs(tmp_path, f"size=1m,nr_inodes={inodes}") as target:
+    with tmpfs(tmp_path, f"size=1m,nr_inodes={inodes}") as target:
         with pytest.raises(OSError, match="No space left") as caught:
             applied(data + END, target)
         assert caught.value.filename in ("d/e/f", "d/l", "s", "p", "n", "w", "o", "q/z")
 
 
-def kernel_overlay_tmpfs(tmp_path: Path, options: str):  # type: ignore[no-untyped-def]
-    import contextlib
-
-    @contextlib.contextmanager
-    def mounted() -> Iterator[Path]:
-        target = tmp_path / "full"
-        target.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", target], check=False).returncode:
-            pytest.skip("needs the right to mount a tmpfs")
-        try:
-            yield target
-        finally:
-            subprocess.run(["umount", target], check=True)
-
-    return mounted()
-
-
 def test_descriptors_that_run_out_are_an_error_and_none_stays_open(target: Path) -> None:
-    import resource
 
     data = member("a/b/c/d/f", b"x") + pax(SCHILY__xattr__user__k="v") + member("a/g", b"x") + header("l/.wh.x")
     data += pax(GNU__sparse__size="9", GNU__sparse__map="0,3") + member("s", b"abc") + header("h", "1", link="s")
@@ -621,8 +620,6 @@ def test_descriptors_that_run_out_are_an_error_and_none_stays_open(target: Path)
 
 
 def test_ctrl_c_ends_it_soon(target: Path) -> None:
-    import signal
-    import threading
 
     class Endless(io.RawIOBase):
         number = 0
@@ -630,9 +627,8 @@ def test_ctrl_c_ends_it_soon(target: Path) -> None:
         def readinto(self, buffer: object) -> int:
             view = memoryview(buffer)  # type: ignore[call-overload]
             self.number += 1
-            block = header(f"f{self.number}") * (len(view) // 512)
-            view[: len(block)] = block
-            return len(block)
+            view[:512] = header(f"f{self.number}")
+            return 512
 
     timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
