@@ -37,16 +37,20 @@ def measure(
     size: int = 0,
     compared_with: str,
     slow: bool = False,
+    parts: int = 1,
     setup: Callable[[], Any] | None = None,
 ) -> object:
-    """What `work` gives. Notes entries/s, bytes/s (if `size` counts bytes) and what else is in the group `name`."""
+    """What `work` gives. Notes entries/s, bytes/s (if `size` counts bytes) and what else is in the group `name`.
+
+    parts: `work` does that part of the entries, and is run so often; the times are those of one part.
+    """
     benchmark.group = group(name, entries)
-    result: object = benchmark.pedantic(work, setup=setup, rounds=rounds(entries, slow=slow))
+    result: object = benchmark.pedantic(work, setup=setup, rounds=parts if parts > 1 else rounds(entries, slow=slow))
     benchmark.extra_info.update(entries=entries, compared_with=compared_with)
     if size:
         benchmark.extra_info["bytes"] = size
     if benchmark.stats is not None:
-        seconds = benchmark.stats.stats.median
+        seconds = benchmark.stats.stats.median * parts
         benchmark.extra_info["entries_per_s"] = round(entries / seconds)
         if size:
             benchmark.extra_info["bytes_per_s"] = round(size / seconds)

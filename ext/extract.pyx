@@ -41,7 +41,7 @@ cdef enum:
     CHAR = 3
     BLOCKDEV = 4
     FIFO = 5
-    DEPTH = 64           # directories kept open on the way down; deeper ones are opened anew each time
+    DEPTH = 64           # directories kept open on the way down; below them only the last one is
     NAME = 256           # bytes of a component, with its NUL; longer is ENAMETOOLONG on every file system of Linux
 
 # As ext/tarindex.pyx writes it.
@@ -70,17 +70,57 @@ cdef struct Way:
     int fds[DEPTH]
     int64_t ends[DEPTH]      # fds[i] is the directory path[:ends[i]]
     const uint8_t* path      # of the last entry; valid as long as the paths are
-    int deep                 # one more, below the last level that is kept; -1: none
+    int deep                 # one more, below the last level that is kept: path[:deep_end]; -1: none
+    int64_t deep_end
+    int64_t deep_levels      # how far below
+
+
+cdef void start_at(Way* way, int root) noexcept nogil:
+    way.root = root
+    way.depth = 0
+    way.deep = -1
+    way.path = NULL
+
+
+cdef void leave_deep(Way* way) noexcept nogil:
+    if way.deep >= 0:
+        close(way.deep)
+        way.deep = -1
 
 
 cdef void leave(Way* way, int depth) noexcept nogil:
     """Close all but `depth` of the open directories."""
+    leave_deep(way)
     while way.depth > depth:
         way.depth -= 1
         close(way.fds[way.depth])
-    if way.deep >= 0:
-        close(way.deep)
-        way.deep = -1
+
+
+cdef void climb(Way* way, const uint8_t* path, int64_t n) noexcept nogil:
+    """Make the deep directory one on the way to path[:n], whose first DEPTH levels are the last entry's: by "..", so that the
+    entries of a deep tree, one after another, do not each cost the whole way down."""
+    cdef int64_t at = way.ends[DEPTH - 1] + 1, end, shared = 0, shared_end = 0
+    cdef int fd
+    while at <= way.deep_end:
+        end = at
+        while end < way.deep_end and way.path[end] != c'/':
+            end += 1
+        if end >= n or path[end] != c'/' or memcmp(way.path + at, path + at, end - at) != 0:
+            break
+        shared += 1
+        shared_end = end
+        at = end + 1
+    if shared < way.deep_levels - shared:   # down again is nearer
+        leave_deep(way)
+        return
+    while way.deep_levels > shared:
+        fd = open_at(way.deep, "..", O_PATH | O_DIRECTORY | O_NOFOLLOW, 0)
+        leave_deep(way)
+        if fd < 0:
+            return
+        way.deep = fd
+        way.deep_levels -= 1
+    way.deep_end = shared_end
 
 
 cdef int component(char* name, const uint8_t* path, int64_t n) noexcept nogil:
@@ -104,10 +144,17 @@ cdef int enter(Way* way, const uint8_t* path, int64_t n, char* name) noexcept no
             break
         same = end
         depth += 1
-    leave(way, depth)
+    if way.deep >= 0 and depth == DEPTH:
+        climb(way, path, n)
+    if way.deep < 0 or depth < DEPTH:
+        leave(way, depth)
     way.path = path
-    parent = way.fds[depth - 1] if depth > 0 else way.root
-    at = same + 1 if depth > 0 else 0
+    if way.deep >= 0:
+        parent = way.deep
+        at = way.deep_end + 1
+    else:
+        parent = way.fds[depth - 1] if depth > 0 else way.root
+        at = same + 1 if depth > 0 else 0
     while True:
         end = at
         while end < n and path[end] != c'/':
@@ -129,9 +176,10 @@ cdef int enter(Way* way, const uint8_t* path, int64_t n, char* name) noexcept no
             way.ends[way.depth] = end
             way.depth += 1
         else:
-            if way.deep >= 0:
-                close(way.deep)
+            way.deep_levels = way.deep_levels + 1 if way.deep >= 0 else 1
+            leave_deep(way)
             way.deep = fd
+            way.deep_end = end
         parent = fd
         at = end + 1
 
@@ -247,10 +295,7 @@ def create(
             and 0 <= row[i].data and 0 <= row[i].here and row[i].data + row[i].here <= buffer.shape[0]
         ):
             raise ValueError(f"create: row {i} is not of this window")
-    way.root = root_fd
-    way.depth = 0
-    way.deep = -1
-    way.path = NULL
+    start_at(&way, root_fd)
     i = first
     with nogil:
         while i < n:
@@ -326,10 +371,7 @@ def attributes(
     for i in range(r):
         if not 0 <= rows[i] < n or start[rows[i] + 1] > arena.shape[0] or start[rows[i]] >= start[rows[i] + 1]:
             raise ValueError(f"attributes: no row {rows[i]} to set")
-    way.root = root_fd
-    way.depth = 0
-    way.deep = -1
-    way.path = NULL
+    start_at(&way, root_fd)
     i = 0
     with nogil:
         while i < r:
@@ -375,10 +417,8 @@ def nodes(
             raise ValueError(f"nodes: no row {rows[i]} to make, or no target {targets[i]}")
     if start[n] > arena.shape[0]:
         raise ValueError(f"nodes: start ends at {start[n]}, the arena at {arena.shape[0]}")
-    way.root = old_way.root = root_fd
-    way.depth = old_way.depth = 0
-    way.deep = old_way.deep = -1
-    way.path = old_way.path = NULL
+    start_at(&way, root_fd)
+    start_at(&old_way, root_fd)
     i = 0
     with nogil:
         while i < r:

@@ -25,6 +25,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from tars import header, member, padded, pax, record
+
 from overlaykit.errors import InvalidLayer
 from overlaykit.overlay.apply import apply_layer
 from overlaykit.tree import Entry, Flag, Kind, Tree, WhiteoutFormat, index_tar, scan
@@ -171,29 +173,22 @@ def corpus() -> list[bytes]:
                     info.pax_headers = {"SCHILY.xattr.user.k": "v" * 20, "mtime": "1.25", "comment": "none"}
                 tar.addfile(info, io.BytesIO(b"x" * size))
         seeds.append(buffer.getvalue().rstrip(b"\0") + bytes(BLOCK * 3))
-    pax = [b"30 SCHILY.xattr.user.k=value\n\n", b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n"]
-    pax[1] += b"28 GNU.sparse.realsize=5000\n" + b"21 GNU.sparse.name=s\n"
-    body = b"2\n0\n3\n4000\n2\n".ljust(BLOCK, b"\0") + b"abcde"
-    seeds.append(member(b"PaxHeaders/s", b"x", pax[1]) + member(b"GNUSparseFile.0/s", b"0", body))
-    pieces = b"25 GNU.sparse.size=5000\n26 GNU.sparse.numblocks=2\n" + b"29 GNU.sparse.map=0,3,4000,2\n"
-    seeds.append(member(b"PaxHeaders/s", b"x", pieces) + member(b"s", b"0", b"abcde"))
-    sparse = b"%011o\0%011o\0" % (0, 3) + b"%011o\0%011o\0" % (4000, 2) + bytes(48 + 1) + b"%011o\0" % 5000
-    seeds.append(header(b"s", b"S", 5, extra=sparse) + b"abcde".ljust(BLOCK, b"\0"))
-    seeds.append(member(b"././@LongLink", b"L", b"p" * 200 + b"\0") + member(b"ppp", b"0", b"1"))
-    seeds.append(member(b"pax_global", b"g", b"22 mtime=1234567890.5\n") + member(b"f", b"0", b"1"))
-    seeds.append(member(b"a", b"0", b"1") + header(b"b", b"1", 0, link=b"a") + header(b"c", b"1", 0, link=b"b"))
+    body = padded(b"2\n0\n3\n4000\n2\n") + b"abcde"
+    name = {"GNU__sparse__name": "s", "GNU__sparse__realsize": "5000"}
+    seeds.append(pax(GNU__sparse__major="1", GNU__sparse__minor="0", **name) + member("GNUSparseFile.0/s", body))
+    seeds.append(pax(GNU__sparse__size="5000", GNU__sparse__map="0,3,4000,2") + member("s", b"abcde"))
+    pieces = [("size", "5000"), ("offset", "0"), ("numbytes", "3"), ("offset", "4000"), ("numbytes", "2")]
+    seeds.append(
+        member("PaxHeaders/s", b"".join(record(f"GNU.sparse.{k}", v) for k, v in pieces), "x") + member("s", b"abcde")
+    )
+    sparse = bytes(41) + b"%011o\0%011o\0" % (0, 3) + b"%011o\0%011o\0" % (4000, 2) + bytes(48 + 1) + b"%011o\0" % 5000
+    seeds.append(header("s", "S", 5, magic=b"ustar  \0", tail=sparse) + padded(b"abcde"))
+    seeds.append(member("././@LongLink", b"p" * 200 + b"\0", "L") + member("ppp", b"1"))
+    seeds.append(pax("g", mtime="1234567890.5") + member("f", b"1") + pax(LIBARCHIVE__xattr__user__k="QQ==") + header("g"))
+    seeds.append(
+        member("a", b"1") + header("b", "1", link="a") + header("c", "1", link="b") + header("d/.wh.x", "1", link="a")
+    )
     return seeds
-
-
-def header(name: bytes, kind: bytes, size: int, *, link: bytes = b"", extra: bytes = b"") -> bytes:
-    """A header block; `extra` stands where GNU's sparse map does."""
-    block = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
-    block += b" " * 8 + kind + link.ljust(100, b"\0") + (b"ustar  \0" if extra else b"ustar\x0000")
-    return sealed(bytearray(block.ljust(386, b"\0")[:386] + extra.ljust(BLOCK - 386, b"\0")))
-
-
-def member(name: bytes, kind: bytes, content: bytes) -> bytes:
-    return header(name, kind, len(content)) + content + bytes(-len(content) % BLOCK)
 
 
 def sealed(block: bytearray) -> bytes:

@@ -108,9 +108,9 @@ def test_a_real_tree_is_unpacked_as_by_gnu_tar(tmp_path: Path, target: Path, for
 
 
 @pytest.mark.parametrize("version", ["old", "0.0", "0.1", "1.0"])
-@pytest.mark.parametrize("pieces", [0, 1, 2, 5, 40, 3000])
+@pytest.mark.parametrize("pieces", [0, 1, 2, 5, 40, 1000])
 def test_sparse_files_of_every_form_stay_sparse(tmp_path: Path, target: Path, version: str, pieces: int) -> None:
-    if pieces == 3000 and version == "0.0":
+    if pieces == 1000 and version == "0.0":
         pytest.skip("its header is larger than any entry's may be")
     place = tmp_path / "p"
     place.mkdir()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 
-from overlaykit._ext import treestack
+from overlaykit._ext import treecolumns, treestack
 from overlaykit.errors import InvalidLayer
 from overlaykit.tree import Entry, Kind, Tree, from_entries, merge, regular, squash
 
@@ -108,7 +108,7 @@ def test_rows_that_are_not_there_are_refused() -> None:
     out = np.empty(3, np.uint8)
 
     def gather(source: list[int], row: list[int], begin: list[int]) -> list[int]:
-        treestack.gather(column, np.array(source, np.uint16), np.array(row), np.array(begin), 1, out)
+        treecolumns.gather(column, np.array(source, np.uint16), np.array(row), np.array(begin), 1, out)
         return out.tolist()
 
     assert gather([1, 0], [1, 2], [0, 1, 3]) == [5, 2, 3]
@@ -126,7 +126,7 @@ def test_rows_that_are_not_there_are_refused() -> None:
 
 def test_a_column_of_one_value_is_known() -> None:
     zeros, ones = np.zeros(3, np.uint8), np.ones(3, np.uint8)
-    assert treestack.uniform([zeros, zeros[:0], zeros], 1)
-    assert not treestack.uniform([zeros, ones], 1)
-    assert not treestack.uniform([np.array([0, 0, 1], np.uint8)], 1)
-    assert not treestack.uniform([zeros[:0]], 1)
+    assert treecolumns.uniform([zeros, zeros[:0], zeros], 1)
+    assert not treecolumns.uniform([zeros, ones], 1)
+    assert not treecolumns.uniform([np.array([0, 0, 1], np.uint8)], 1)
+    assert not treecolumns.uniform([zeros[:0]], 1)

@@ -71,8 +71,7 @@ class _Fold:
         stack: list[_Merging] = []
         try:
             if self.tree.flags[0] & Flag.OPAQUE:
-                for name in os.listdir(root_fd):
-                    _remove(root_fd, os.fsencode(name))
+                _clear(root_fd)
             self._enter(stack, 0, os.dup(staging_fd), os.dup(root_fd))
             while stack:
                 at = stack[-1]
@@ -103,13 +102,15 @@ class _Fold:
         if kind == Kind.WHITEOUT:
             if there is not None:
                 _remove(at.target, name)
-        elif kind == Kind.DIR and was_dir and not flags & Flag.OPAQUE:
+        elif kind == Kind.DIR and was_dir:
             staged = os.open(name, DIRECTORY, dir_fd=at.staged)
             try:
                 target = os.open(name, DIRECTORY, dir_fd=at.target)
             except OSError:
                 os.close(staged)
                 raise
+            if flags & Flag.OPAQUE:  # its names go; its attributes stay if nobody wrote new ones
+                _clear(target)
             self._enter(stack, row, staged, target)
         else:
             if there is not None and (was_dir or kind == Kind.DIR):
@@ -156,6 +157,11 @@ class _Fold:
                     os.close(other)
             finally:
                 os.close(home)
+
+
+def _clear(folder: int) -> None:
+    for name in os.listdir(folder):
+        _remove(folder, os.fsencode(name))
 
 
 def _remove(folder: int, name: bytes) -> None:

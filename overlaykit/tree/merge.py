@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from overlaykit._ext import treestack
+from overlaykit._ext import treecolumns, treestack
 from overlaykit.errors import InvalidLayer
 from overlaykit.tree.regular import find_target, regular
 from overlaykit.tree.table import COLUMNS, IMPLIED_MODE, Flag, Kind, Rows, Strings, Tree, concat, from_entries
@@ -177,12 +177,12 @@ class _Pieces:
     def _gather(self, name: str) -> npt.NDArray[Any]:
         columns = [getattr(t, name) for t in self.trees]
         parts, dtype, n = [c.view(np.uint8) for c in columns], np.dtype(COLUMNS[name]), int(self.begin[-1])
-        if treestack.uniform(parts, dtype.itemsize):
+        if treecolumns.uniform(parts, dtype.itemsize):
             # One owner, no devices, no hard links: so it mostly is, and zeros come as pages that nobody has touched.
             value = next(c[0] for c in columns if len(c))
             return np.full(n, value, dtype) if value else np.zeros(n, dtype)
         column = np.empty(n, dtype)
-        treestack.gather(parts, self.source, self.row, self.begin, dtype.itemsize, column.view(np.uint8))
+        treecolumns.gather(parts, self.source, self.row, self.begin, dtype.itemsize, column.view(np.uint8))
         return column
 
     def _bases(self, name: str) -> npt.NDArray[np.int32]:

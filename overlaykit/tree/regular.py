@@ -221,30 +221,31 @@ def _resolve_links(tree: Tree) -> Tree:
     links = np.flatnonzero((tree.flags & Flag.LOWER_LINK) != 0)
     if not len(links):
         return tree
-    columns = {name: getattr(tree, name).copy() for name in ("flags", "hardlink", "link")}
-    target = np.arange(len(tree), dtype=np.int64)
-    for i in links.tolist():
-        target[i] = find_target(tree, tree.links[int(tree.link[i])])
-    source = np.arange(len(tree), dtype=np.int64)
-    group = int(tree.hardlink.max(initial=-1)) + 1
+    target = {i: find_target(tree, tree.links[int(tree.link[i])]) for i in links.tolist()}
     for i in links.tolist():
         chain, end = [], i
-        while end >= 0 and tree.flags[end] & Flag.LOWER_LINK:
+        while end in target:
             chain.append(end)
-            end = int(target[end])
+            end = target[end]
             if len(chain) > len(links):
                 raise InvalidLayer(f"{tree.path(i)!r}: a hard link that leads back to itself")
-        target[chain] = end  # the next one's way is short
-        if end < 0 or tree.kind[end] == Kind.WHITEOUT:
-            continue
-        if tree.kind[end] == Kind.DIR:
-            raise InvalidLayer(f"{tree.path(i)!r}: a hard link to the directory {tree.path(end)!r}")
-        if columns["hardlink"][end] < 0:
-            columns["hardlink"][end] = group
-            group += 1
-        source[i] = end
-        columns["hardlink"][i] = columns["hardlink"][end]
-        columns["flags"][i] &= ~np.uint8(Flag.LOWER_LINK)
+        for link in chain:
+            target[link] = end  # the next one's way is short
+    ends = np.fromiter(target.values(), np.int64, len(links))
+    here = (ends >= 0) & (tree.kind[ends] != Kind.WHITEOUT)
+    links, ends = links[here], ends[here]
+    wrong = np.flatnonzero(tree.kind[ends] == Kind.DIR)
+    if len(wrong):
+        link, end = int(links[wrong[0]]), int(ends[wrong[0]])
+        raise InvalidLayer(f"{tree.path(link)!r}: a hard link to the directory {tree.path(end)!r}")
+    columns = {name: getattr(tree, name).copy() for name in ("flags", "hardlink")}
+    files = np.unique(ends)
+    files = files[tree.hardlink[files] < 0]
+    columns["hardlink"][files] = int(tree.hardlink.max(initial=-1)) + 1 + np.arange(len(files))
+    columns["hardlink"][links] = columns["hardlink"][ends]
+    columns["flags"][links] &= ~np.uint8(Flag.LOWER_LINK)
+    source = np.arange(len(tree), dtype=np.int64)
+    source[links] = ends
     for name in ("kind", "mode", "uid", "gid", "size", "mtime_ns", "rdev", "offset", "link", "xattrs"):
         columns[name] = getattr(tree, name)[source]
     return tree.with_columns(**columns)
