@@ -97,8 +97,8 @@ cdef void leave(Way* way, int depth) noexcept nogil:
 
 
 cdef void climb(Way* way, const uint8_t* path, int64_t n) noexcept nogil:
-    """Make the deep directory one on the way to path[:n], whose first DEPTH levels are the last entry's: by "..", so that the
-    entries of a deep tree, one after another, do not each cost the whole way down."""
+    """Make the deep directory one on the way to path[:n], whose first DEPTH levels are the last entry's: by "..", so that
+    the entries of a deep tree, one after another, do not each cost the whole way down."""
     cdef int64_t at = way.ends[DEPTH - 1] + 1, end, shared = 0, shared_end = 0
     cdef int fd
     while at <= way.deep_end:
