@@ -26,7 +26,7 @@ def header(
     size: int | bytes = 0,
     *,
     link: str | bytes = "",
-    mode: int | bytes = 0o644,
+    mode: int | bytes | None = None,
     uid: int | bytes = 0,
     gid: int | bytes = 0,
     mtime: int | bytes = 0,
@@ -37,6 +37,8 @@ def header(
 ) -> bytes:
     """One header block with a checksum that holds. Numbers as octal, or as the bytes given; `tail` begins at byte 345."""
     block = bytearray(BLOCK)
+    if mode is None:
+        mode = 0o755 if kind == "5" else 0o644
     fields: list[tuple[int, int, str | bytes | int]] = [
         (0, 100, name),
         (100, 8, mode),

@@ -263,7 +263,7 @@ class TableBuilder:
         is_file = columns["kind"] == Kind.FILE
         columns["mode"] = np.where(columns["kind"] == Kind.SYMLINK, np.uint32(0o777), rows["mode"])
         for name in ("uid", "gid", "mtime_ns", "rdev"):
-            columns[name] = np.ascontiguousarray(rows[name])
+            columns[name] = rows[name].copy()  # of one row, ascontiguousarray would give the window's own
         columns["size"] = np.where(is_file, rows["size"], 0)
         columns["offset"] = np.where(is_file & ~is_link, rows["offset"], -1)
         for row, size in real_sizes.items():
