@@ -232,11 +232,14 @@ def shuffled(data: bytes, rng: random.Random) -> bytes:
 
 
 formats = [WhiteoutFormat.USERXATTR, WhiteoutFormat.OCI, *([WhiteoutFormat.OVERLAY] if ROOT else [])]
-# No xattrs on what is neither file nor directory: user.* cannot be set there.
+# No xattrs on what is neither file nor directory: user.* cannot be set there. Directories that their owner can look into.
 tables = st.lists(st.one_of(entries(), marks), max_size=9).map(
-    lambda table: [Entry(e.path, e.kind, e.mode, size=e.size, mtime_ns=e.mtime_ns, link=e.link) for e in table
-                   if e.kind not in (Kind.CHAR, Kind.SYMLINK)]
-)  # fmt: skip
+    lambda table: [
+        Entry(e.path, e.kind, e.mode | 0o700 * (e.kind == Kind.DIR), size=e.size, mtime_ns=e.mtime_ns, link=e.link)
+        for e in table
+        if e.kind not in (Kind.CHAR, Kind.SYMLINK)
+    ]
+)
 
 
 @pytest.mark.parametrize("form", formats)
@@ -637,3 +640,12 @@ def test_ctrl_c_ends_it_soon(target: Path) -> None:
         apply_layer(Endless(), target, whiteouts=OVERLAY, losses=[])
     timer.join()
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_lone_entry_keeps_its_owner_in_the_tree(tmp_path: Path) -> None:
+    """The ids that the disk gets were written over those that the tree had: they were one array, for a window of one row."""
+    target = tmp_path / "t"
+    target.mkdir()
+    with somebody(tmp_path, target):
+        tree, _ = applied(member("f", b"x", uid=5, gid=6) + END, target, whiteouts=WhiteoutFormat.USERXATTR)
+    assert (tree.entry(1).uid, tree.entry(1).gid) == (5, 6)
