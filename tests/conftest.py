@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # No deadline: two cores are shared with other workers, and a slow example is no failure.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", settings.get_profile("default"), max_examples=300, print_blob=True)
+# CI repeats itself, so that a failure is of the change at hand; the other profiles look for new examples.
+settings.register_profile("ci", settings.get_profile("default"), max_examples=300, print_blob=True, derandomize=True)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if peers.IN_CI else "default"))
 
