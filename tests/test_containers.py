@@ -94,6 +94,26 @@ def test_removing_a_container_removes_its_writable_layer_only(store: Store, box:
         store.container("box")
 
 
+def test_files_that_are_being_committed_outlast_their_container(store: Store, box: Container) -> None:
+    """A commit failed half way with "No such file or directory" when another process removed the container: its files
+    went while they were being packed. Now they stay until the commit is done, and go then."""
+    write(box, "/etc/motd", "changed\n")
+    directory = store.snapshots.directory(box.id)
+    with store.operation() as layout:
+        box.hold(layout.lease)
+        upper = box.upper()
+        with Store(store.root) as other:
+            box.close()
+            assert other.container("box").remove() == 0
+        with pytest.raises(NotFound):
+            box.hold(layout.lease)
+        with os.fdopen(upper.contents(upper.tree)(upper.tree.find("etc/motd"))) as file:
+            assert file.read() == "changed\n"
+    assert directory.exists()
+    with Store(store.root):
+        assert not directory.exists()
+
+
 # --- commit -----------------------------------------------------------------------------------------------------------
 
 

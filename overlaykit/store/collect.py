@@ -46,6 +46,18 @@ class Collector:
         """Remove what `lease` names and nobody else needs."""
         return self._sweep(lease.things(), lease)
 
+    def drop(self, own: Lease) -> int:
+        """Remove the directories that `own` names, which no snapshot has any more: bytes that came free on disk.
+
+        What somebody is just using is left to the next who opens the store.
+        """
+        things = own.things()
+        with exclusion(self.leases.folder):
+            used = things & self.leases.held(besides=own)
+        freed = sum(self._snapshots.remove_directory(thing.removeprefix("snapshots/")) for thing in things - used)
+        own.postpone(used)
+        return freed
+
     def _sweep(self, things: set[str], own: Lease) -> Freed:
         freed = Freed()
         with exclusion(self.leases.folder):
@@ -63,12 +75,13 @@ class Collector:
                 freed.size += self._layout.remove(digest)
                 freed.blobs.append(digest)
             directories = {f"snapshots/{snapshot.id}" for snapshot in doomed}
-            directories |= {thing for thing in things - held if thing.startswith("snapshots/")}
+            directories |= {thing for thing in things if thing.startswith("snapshots/")}
             directories -= {f"snapshots/{snapshot.id}" for snapshot in self._snapshots.walk()}
+            used, directories = directories & held, directories - held
         for directory in sorted(directories):
             freed.size += self._snapshots.remove_directory(directory.removeprefix("snapshots/"))
         # What somebody is just using is left to the next who opens the store.
-        own.postpone((loose & held) | (unneeded.keys() - set(freed.snapshots)))
+        own.postpone((loose & held) | used | (unneeded.keys() - set(freed.snapshots)))
         return freed
 
     def _unneeded(self, names: set[str]) -> list[Snapshot]:

@@ -38,6 +38,7 @@ def commit(
     losses: Losses = []
     with store.operation() as layout:
         hold_image(base, layout)
+        container.hold(layout.lease)
         lower, upper = container.lower(), container.upper()
         changeset = against(container.changeset(lower, upper), lower)
         told = History(created=now(), created_by=" ".join(runtime.cmd or ()) or None, author=author, comment=message)

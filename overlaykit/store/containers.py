@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from overlaykit.overlay.mount import mount, unmount
 from overlaykit.overlay.upper import UpperLayer
 from overlaykit.store.committing import commit
 from overlaykit.store.images import StoredImage
+from overlaykit.store.leases import Lease
 from overlaykit.store.packing import with_virtual_owners
 from overlaykit.store.records import Records
 from overlaykit.tree import Change, Tree, WhiteoutFormat, changes, merge
@@ -134,6 +137,11 @@ class Container:
             userxattr=snapshots.whiteouts is WhiteoutFormat.USERXATTR,
         )
 
+    def hold(self, lease: Lease) -> None:
+        """Keep its files as long as the lease lasts, whoever removes it meanwhile. NotFound if somebody already has."""
+        lease.add(f"snapshots/{self._store.snapshots.stat(self.id).id}")
+        self._store.container(self.id)
+
     def view(self) -> View:
         """Its files as they are now, to read only, by whomever they are being written; a context manager."""
         snapshots = self._store.snapshots
@@ -165,8 +173,10 @@ class Container:
 
     def diff(self) -> list[Change]:
         """What differs from its image, as `docker diff` lists it."""
-        lower = self.lower()
-        return list(changes(lower, self.changeset(lower, self.upper())))
+        with self._store.leases.hold() as lease:
+            self.hold(lease)
+            lower = self.lower()
+            return list(changes(lower, self.changeset(lower, self.upper())))
 
     def commit(
         self,
@@ -193,7 +203,8 @@ class Container:
         self.close()
         snapshots = self._store.snapshots
         directory = snapshots.directory(self.id)
-        self._refuse_if_open(directory)
+        with self._unopened():
+            pass
         if target is None:
             place = directory / "merged"
             place.mkdir(mode=0o755, exist_ok=True)
@@ -225,14 +236,16 @@ class Container:
         """Where this mount namespace shows its files, the oldest first. The kernel's own table says so, and no record."""
         return mounts_of(self._store.snapshots.fs(self.id))
 
-    def _refuse_if_open(self, directory: Path) -> None:
-        import fcntl
-
-        fd = os.open(directory / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    @contextmanager
+    def _unopened(self) -> Iterator[None]:
+        """InUse if `fs` is open in another process; during the `with` block none can open it."""
+        fd = os.open(self._store.snapshots.directory(self.id) / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(f"container {self.name} is open in another process") from None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InUse(f"container {self.name} is open in another process") from None
+            yield
         finally:
             os.close(fd)
 
@@ -247,22 +260,20 @@ class Container:
         self.close()
         self._leave_mounts(force=force)
         snapshot = store.snapshots.stat(self.id)
-        with store.operation() as layout:
-            layout.lease.add(f"snapshots/{snapshot.id}")
+        with nullcontext() if force else self._unopened(), store.leases.hold() as lease:
+            lease.add(f"snapshots/{snapshot.id}")
             with store.records.transaction():
                 store.records.execute("DELETE FROM containers WHERE id = ?", self.id)
                 store.snapshots.forget(snapshot.id)
-            return store.snapshots.remove_directory(snapshot.id)
+            return store.drop(lease)
 
     def _leave_mounts(self, *, force: bool) -> None:
-        """InUse if it is mounted or open in another process; force: unmount it instead, and let them have it."""
+        """InUse if it is mounted; force: unmount it instead."""
         targets = self.mounted_at()
         if targets and not force:
             raise InUse(f"container {self.name} is mounted at {targets[0]}", hint=f"overlaykit umount {self.name}, or rm -f")
         if targets:
             self.unmount(lazy=True)
-        if not force:
-            self._refuse_if_open(self._store.snapshots.directory(self.id))
 
     def driver_data(self) -> dict[str, str]:
         """Where its layers are, as Docker says it: LowerDir is the highest first, joined by colons."""

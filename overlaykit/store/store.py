@@ -92,7 +92,7 @@ class Store:
         try:
             self.snapshots = Snapshotter(self.root / "snapshots", self.records, self._whiteouts())
             self._collector = Collector(self.root, self.layout, self.records, self.snapshots)
-            self.leases = self._collector.leases
+            self.leases, self.drop = self._collector.leases, self._collector.drop
             self.leases.recover()
             self.layout.clear_stale_ingests()
         except BaseException:
