@@ -88,7 +88,10 @@ cdef int walk(int root, const char* path, int flags, mode_t mode, bint links) no
             got = readlinkat(stack[depth - 1] if depth > 0 else root, name, target, PATH_MAX - 1)
             if got < 0:
                 status = -errno
-                break
+                if status != -EINVAL:
+                    break
+                status = 0           # no symlink any more since we looked: look again, as often as there may be links
+                continue
             if <size_t>got + strlen(&rest[begin + n]) >= PATH_MAX:
                 status = -ENAMETOOLONG
                 break

@@ -120,6 +120,7 @@ def test_both_ways_give_the_same_on_random_paths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("modern", [True, False])
 def test_whoever_swaps_directories_for_links_leads_nowhere(tmp_path: Path, modern: bool) -> None:
+    """The walk once gave EINVAL: what was a symlink when it looked was a directory when it read where that leads."""
     base = tmp_path / "root"
     (base / "dir").mkdir(parents=True)
     (base / "dir" / "file").write_text("inside")
