@@ -79,6 +79,11 @@ def test_two_processes_do_not_write_at_once_but_both_may_read(store: Store, box:
         assert [change.path for change in theirs.diff()] == ["/etc", "/etc/motd"]
         with pytest.raises(InUse):
             theirs.remove()
+        # It once packed a file that was just being written: "0 bytes where 20000 were announced".
+        with pytest.raises(InUse):
+            theirs.commit("half:1")
+        assert "half:1" not in [tag for image in store.images() for tag in image.tags]
+        assert len(box.commit("whole:1").layers) == 2
         box.close()
         write(theirs, "/etc/motd", "theirs\n")
 

@@ -39,15 +39,16 @@ def commit(
     with store.operation() as layout:
         hold_image(base, layout)
         container.hold(layout.lease)
-        lower, upper = container.lower(), container.upper()
-        changeset = against(container.changeset(lower, upper), lower)
-        told = History(created=now(), created_by=" ".join(runtime.cmd or ()) or None, author=author, comment=message)
-        if says_nothing(changeset):
-            image = with_config(base, history=told)
-        else:
-            layer = pack(layout, changeset, upper.contents(changeset), compression=how, losses=losses)
-            image = append(base, layer, history=told)
-        image = with_config(image, author=author or base.config.author, **asdict(runtime))
-        stored = store.keep(layout, image, whole)
+        with container.quiet():
+            lower, upper = container.lower(), container.upper()
+            changeset = against(container.changeset(lower, upper), lower)
+            told = History(created=now(), created_by=" ".join(runtime.cmd or ()) or None, author=author, comment=message)
+            if says_nothing(changeset):
+                image = with_config(base, history=told)
+            else:
+                layer = pack(layout, changeset, upper.contents(changeset), compression=how, losses=losses)
+                image = append(base, layer, history=told)
+            image = with_config(image, author=author or base.config.author, **asdict(runtime))
+            stored = store.keep(layout, image, whole)
     report(f"commit {container.name}", losses)
     return stored

@@ -142,6 +142,22 @@ class Container:
         lease.add(f"snapshots/{self._store.snapshots.stat(self.id).id}")
         self._store.container(self.id)
 
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """InUse if `fs` is open in another process; during the `with` block none can open it."""
+        if self._store.has_overlay(self.id):  # then the lock is ours already
+            yield
+            return
+        fd = os.open(self._store.snapshots.directory(self.id) / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InUse(f"container {self.name} is open in another process") from None
+            yield
+        finally:
+            os.close(fd)
+
     def view(self) -> View:
         """Its files as they are now, to read only, by whomever they are being written; a context manager."""
         snapshots = self._store.snapshots
@@ -189,6 +205,7 @@ class Container:
     ) -> StoredImage:
         """A new image: the container's own and its writable layer as one more. `name` is then its name.
 
+        InUse while another process has `fs` open. What is written through a mount meanwhile may be in it or not.
         changes: of the config, in a Dockerfile's words ("CMD [...]", "ENV A=b"). compression: gzip, zstd or none, with a
         level as in "zstd-19".
         """
@@ -203,7 +220,7 @@ class Container:
         self.close()
         snapshots = self._store.snapshots
         directory = snapshots.directory(self.id)
-        with self._unopened():
+        with self.quiet():
             pass
         if target is None:
             place = directory / "merged"
@@ -236,19 +253,6 @@ class Container:
         """Where this mount namespace shows its files, the oldest first. The kernel's own table says so, and no record."""
         return mounts_of(self._store.snapshots.fs(self.id))
 
-    @contextmanager
-    def _unopened(self) -> Iterator[None]:
-        """InUse if `fs` is open in another process; during the `with` block none can open it."""
-        fd = os.open(self._store.snapshots.directory(self.id) / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InUse(f"container {self.name} is open in another process") from None
-            yield
-        finally:
-            os.close(fd)
-
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def remove(self, *, force: bool = False) -> int:
@@ -259,12 +263,11 @@ class Container:
         store = self._store
         self.close()
         self._leave_mounts(force=force)
-        snapshot = store.snapshots.stat(self.id)
-        with nullcontext() if force else self._unopened(), store.leases.hold() as lease:
-            lease.add(f"snapshots/{snapshot.id}")
-            with store.records.transaction():
+        with store.leases.hold() as lease:
+            self.hold(lease)
+            with nullcontext() if force else self.quiet(), store.records.transaction():
                 store.records.execute("DELETE FROM containers WHERE id = ?", self.id)
-                store.snapshots.forget(snapshot.id)
+                store.snapshots.forget(store.snapshots.stat(self.id).id)
             return store.drop(lease)
 
     def _leave_mounts(self, *, force: bool) -> None:

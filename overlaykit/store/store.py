@@ -298,6 +298,12 @@ class Store:
                 overlay = self._overlays[id] = open()
             return overlay
 
+    def has_overlay(self, id: str) -> bool:
+        """Whether `overlay` is open for container `id`."""
+        with self._lock:
+            overlay = self._overlays.get(id)
+            return overlay is not None and not overlay.closed
+
     def close_overlay(self, id: str) -> None:
         with self._lock:
             overlay = self._overlays.pop(id, None)
