@@ -35,7 +35,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "mount": "container",
         "umount": "container",
     },
-    "Files in a container": {"ls": "files", "cat": "files", "put": "files", "write": "files"},
+    "Files in a container": {"cp": "copy", "ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},
     "First steps": {"tour": "tour"},
 }
