@@ -11,13 +11,14 @@ from overlaykit.cli.output import json_option, print_json, with_store
 from overlaykit.cli.progress import progress_bar
 from overlaykit.store import Store
 from overlaykit.store.copying import copy
+from overlaykit.store.places import split
 
 
 @click.command("cp")
 @click.argument("sources", nargs=-1, required=True, metavar="SRC...")
 @click.argument("target", metavar="DST")
 @click.option("-L", "--follow-link", is_flag=True, help="If SRC is a symlink, copy what it leads to.")
-@click.option("-a", "--archive", is_flag=True, help="--owner=container, which is what Docker's -a really does.")
+@click.option("-a", "--archive", is_flag=True, help="Into a container: --owner=container, as Docker's -a does.")
 @click.option(
     "--owner",
     metavar="WHOSE",
@@ -67,7 +68,7 @@ def cp_command(
             [sys.stdin.buffer if source == "-" else source for source in sources],
             sys.stdout.buffer if target == "-" else target,
             follow=follow_link,
-            owner="container" if archive else owner,
+            owner="container" if archive and split(target)[0] == "container" else owner,
             exclude=patterns,
             progress=progress,
         )
