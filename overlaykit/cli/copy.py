@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from overlaykit.cli import completion
 from overlaykit.cli.output import json_option, print_json, with_store
 from overlaykit.cli.progress import progress_bar
 from overlaykit.store import Store
@@ -15,8 +16,8 @@ from overlaykit.store.places import split
 
 
 @click.command("cp")
-@click.argument("sources", nargs=-1, required=True, metavar="SRC...")
-@click.argument("target", metavar="DST")
+@click.argument("sources", nargs=-1, required=True, metavar="SRC...", shell_complete=completion.places)
+@click.argument("target", metavar="DST", shell_complete=completion.places)
 @click.option("-L", "--follow-link", is_flag=True, help="If SRC is a symlink, copy what it leads to.")
 @click.option("-a", "--archive", is_flag=True, help="Into a container: --owner=container, as Docker's -a does.")
 @click.option(

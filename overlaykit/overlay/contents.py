@@ -1,9 +1,10 @@
-"""The files of a tree that lies in a directory, opened for whoever packs them."""
+"""The content of files: of a tree that lies in a directory, opened for whoever packs them; of one file into another."""
 
 from __future__ import annotations
 
 import os
 
+from overlaykit._ext import copyup
 from overlaykit.overlay.layers import open_directory
 from overlaykit.overlay.nodes import Handle
 from overlaykit.tree.table import StrPath, Tree
@@ -30,3 +31,11 @@ class Contents:
         except OSError as e:
             e.filename = path
             raise
+
+
+def copy_content(source: int, target: int) -> None:
+    """Fill the empty file `target` with what file `source` has, both descriptors: by reflink where that works, holes kept.
+
+    OSError; EIO if the source gets shorter meanwhile.
+    """
+    copyup.copy_data(source, target, os.fstat(source).st_size)

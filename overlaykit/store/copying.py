@@ -20,7 +20,7 @@ import posixpath
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from overlaykit.errors import InvalidReference, Unsupported
@@ -139,16 +139,21 @@ def _copy_to(
             if not target.fs.isdir(path):
                 raise fail(errno.ENOTDIR, path)
             items = tarstreams.read(source, exclude)
-        fs = target.fs
-        if target.is_host:  # whoever swaps a directory for a link meanwhile leads nowhere else
-            fs, path = Folder(posixpath.dirname(path)), f"/{posixpath.basename(path)}"
-        putter = Putter(fs, path, owners, copied.losses, into=into, makes_parents=not isinstance(source, Source))
+        place = _anchored(path) if target.is_host else replace(target, path=path)
+    putter = Putter(place, owners, copied.losses, into=into, makes_parents=not isinstance(source, Source))
+    with place.naming():
         for item in items:
             putter.put(item)
             copied.entries += 1
             copied.size += item.entry.size
             counter.add(item.entry.size)
         putter.finish()
+
+
+def _anchored(path: str) -> Place:
+    """`path` on the host as a place in its directory: whoever swaps one below for a link meanwhile leads nowhere else."""
+    directory, name = posixpath.split(path)
+    return Place(Folder(directory), f"/{name}", directory.rstrip("/"))
 
 
 def _landing(source: Source, target: Place) -> tuple[str, bool]:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from overlaykit._ext import copyup
+from overlaykit.overlay.contents import copy_content
 from overlaykit.overlay.osnames import OsNames, join
 from overlaykit.store.places import Place
 from overlaykit.tree import Entry, Kind
@@ -97,7 +97,7 @@ def _filler(place: Place, path: str) -> Fill:
         with place.naming():
             source = open_file(place.fs, path)
         try:
-            copyup.copy_data(source, fd, os.fstat(source).st_size)
+            copy_content(source, fd)
         finally:
             os.close(source)
 

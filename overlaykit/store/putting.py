@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from overlaykit.errors import InvalidReference, Unsupported
-from overlaykit.overlay.osnames import OsNames
 from overlaykit.overlay.stack import fail
 from overlaykit.store.items import Fill, Item
 from overlaykit.store.places import Place
@@ -64,7 +63,7 @@ class Owners:
 
 
 class Putter:
-    """Puts items down at `path` in `fs`. What could not be kept is appended to `losses`.
+    """Puts items down at the path of `place`. What could not be kept is appended to `losses`.
 
     into           a directory that is at `path` keeps its own attributes: only what goes into it is copied
     makes_parents  directories that no item says are made: a tar may leave them out
@@ -72,15 +71,14 @@ class Putter:
 
     def __init__(
         self,
-        fs: OsNames,
-        path: str,
+        place: Place,
         owners: Owners,
         losses: Losses,
         *,
         into: bool = False,
         makes_parents: bool = False,
     ) -> None:
-        self.fs, self.path, self.owners, self.losses = fs, path, owners, losses
+        self.place, self.fs, self.path, self.owners, self.losses = place, place.fs, place.path, owners, losses
         self.into, self.makes_parents = into, makes_parents
         self._directories: list[tuple[str, Entry]] = []  # whose times and modes are set last: writing changes the former
 
@@ -216,4 +214,5 @@ class Putter:
             self.fs.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
 
     def _lose(self, entry: Entry, what: str) -> None:
-        self.losses.append(Loss(self.place_of(entry.path).lstrip("/"), what))
+        inside = self.place_of(entry.path)
+        self.losses.append(Loss((self.place.prefix + inside if self.place.is_host else inside).lstrip("/"), what))

@@ -128,6 +128,9 @@ def write(fs: OsNames, top: str, name: str, items: Sequence[Item], out: BinaryIO
             replace(
                 item.entry,
                 path=posixpath.join(name, item.entry.path).rstrip("/"),
+                # In a store that is not root's all files on disk are the user's; as root's they would be root's.
+                uid=0 if item.entry.uid == os.geteuid() else item.entry.uid,
+                gid=0 if item.entry.gid == os.getegid() else item.entry.gid,
                 hardlink=firsts.get(item.entry.path if item.link is None else item.link, -1),
             )
             for item in items
