@@ -303,8 +303,8 @@ def shown(value: Any) -> str:
 
 def _index(value: Any, *keys: Any) -> Any:
     for key in keys:
-        if isinstance(value, Mapping):
-            value = value.get(key, "")
+        if value is None or isinstance(value, Mapping):  # a map that is not set is an empty one
+            value = (value or {}).get(key, "")
         else:
             if isinstance(key, int) and key < 0:
                 raise ValueError(f"index out of range: {key}")
