@@ -18,11 +18,13 @@ import ours
 import peers
 import pytest
 import rootfs
+from test_crashes import run_killed
 from treetext import differences, listing
 from users import somebody
 
 import overlaykit
 from overlaykit.errors import InvalidReference, NotFound, OverlaykitError, Unsupported
+from overlaykit.overlay import probe
 from overlaykit.overlay.folder import Folder
 from overlaykit.store.copying import copy
 from overlaykit.store.places import clean, split
@@ -185,6 +187,22 @@ def test_files_that_are_open_elsewhere_stay_open(store: Store, box: overlaykit.C
     assert not store.is_open(box.id)
 
 
+def test_a_mounted_container_is_copied_to_and_from_through_its_mount(
+    store: Store, box: Any, src: Path, tmp_path: Path
+) -> None:
+    peers.need_root("mounts")
+    place = box.mount()
+    try:
+        store.cp(src / "a.conf", "box:/var/run/a")
+        assert (place / "tmp/a").read_text() == "a.conf\n"
+        (place / "live").write_text("written meanwhile\n")
+        store.cp("box:/live", tmp_path / "live")
+        assert (tmp_path / "live").read_text() == "written meanwhile\n"
+    finally:
+        box.unmount()
+    assert "A /tmp/a" in [f"{c.kind} {c.path}" for c in box.diff()]
+
+
 # --- owners -----------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +288,52 @@ def test_a_full_disk_leaves_whole_files_only(store: Store, box: overlaykit.Conta
         assert names(os, tmp_path / "small") == ["x"]  # type: ignore[arg-type]
     finally:
         peers.run("umount", "--lazy", tmp_path / "small")  # the traceback holds it
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child does not touch what other threads hold
+def test_a_copy_that_is_killed_leaves_whole_files_only(store: Store, box: overlaykit.Container, src: Path) -> None:
+    box.fs.makedirs("/x/sub")
+    box.fs.write_bytes("/x/sub/d.log", b"as it was\n")
+    wanted = {f"/x/{path.relative_to(src)}": path.read_bytes() for path in src.rglob("*") if path.is_file()}
+    store.close()
+    step, done = 0, False
+    while not done:
+        done = not run_killed(store.root, lambda killed: killed.cp(f"{src}/.", "box:/x"), step)
+        step += 1 + step // 10
+        with Store(store.root) as after, after.container("box").view() as view:
+            for directory, _, files in view.walk("/x"):
+                for name in files:
+                    content, path = view.read_bytes(f"{directory}/{name}"), f"{directory}/{name}"
+                    was_before = path == "/x/sub/d.log" and content == b"as it was\n"
+                    assert was_before or content in ([wanted[path]] if path in wanted else wanted.values())
+    assert step > 20
+    with Store(store.root) as after, after.container("box") as container:
+        assert {path: container.fs.read_bytes(path) for path in wanted} == wanted
+
+
+def test_a_file_system_without_unnamed_files_will_do(store: Store, box: overlaykit.Container, tmp_path: Path) -> None:
+    """Many FUSE file systems have none: there a copy has its other name from the beginning."""
+    peers.need_root("mounts")
+    for part in ("lower", "upper", "work", "merged"):
+        (tmp_path / part).mkdir()
+    options = ",".join(f"{part}dir={tmp_path / part}" for part in ("lower", "upper", "work"))
+    peers.run("fuse-overlayfs", "-o", options, tmp_path / "merged")
+    try:
+        with pytest.raises(OSError, match="not supported"):
+            os.open(tmp_path / "merged", os.O_TMPFILE | os.O_WRONLY)
+        store.cp("box:/home/user", tmp_path / "merged")
+        assert (tmp_path / "merged/user/notes").read_bytes() == box.fs.read_bytes("/home/user/notes")
+        assert os.listdir(tmp_path / "merged/user") == ["notes"]
+    finally:
+        peers.run("umount", tmp_path / "merged")
+
+
+def test_progress_goes_on_inside_a_big_file(store: Store, box: overlaykit.Container, src: Path) -> None:
+    (src / "big").write_bytes(b"x" * (130 << 20))
+    said: list[int] = []
+    store.cp(src / "big", "box:/big", progress=lambda what, done, total: said.append(done))
+    assert said[-1] == 130 << 20
+    assert len(said) > 1 or probe(src).reflink  # that is one step, whatever the size
 
 
 def test_a_file_is_replaced_in_one_step(store: Store, box: overlaykit.Container, src: Path) -> None:

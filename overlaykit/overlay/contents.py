@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from overlaykit._ext import copyup
 from overlaykit.overlay.layers import open_directory
@@ -33,9 +34,17 @@ class Contents:
             raise
 
 
-def copy_content(source: int, target: int) -> None:
+def copy_content(source: int, target: int, advance: Callable[[int], object]) -> None:
     """Fill the empty file `target` with what file `source` has, both descriptors: by reflink where that works, holes kept.
 
-    OSError; EIO if the source gets shorter meanwhile.
+    advance: told how many bytes more are done, now and then. OSError; EIO if the source gets shorter meanwhile.
     """
-    copyup.copy_data(source, target, os.fstat(source).st_size)
+    size, told = os.fstat(source).st_size, 0
+
+    def progress(done: int) -> None:
+        nonlocal told
+        advance(done - told)
+        told = done
+
+    copyup.copy_data(source, target, size, progress)
+    progress(size)

@@ -126,6 +126,11 @@ class Folder(OsNames):
         with self._at(src) as (from_fd, old), self._at(dst) as (to_fd, new):
             os.link(old, new, src_dir_fd=from_fd, dst_dir_fd=to_fd, follow_symlinks=False)
 
+    @names_path
+    def link_fd(self, path: AnyPath, fd: int) -> None:
+        with self._at(path) as (to, name):
+            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=to)
+
     # --- attributes ---------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -28,7 +28,7 @@ from overlaykit.overlay.folder import Folder
 from overlaykit.overlay.osnames import MAGIC, join
 from overlaykit.overlay.stack import fail
 from overlaykit.store import tarstreams
-from overlaykit.store.items import Item, walk
+from overlaykit.store.items import Advance, Item, walk
 from overlaykit.store.loading import Counter, Progress
 from overlaykit.store.packing import report
 from overlaykit.store.places import Place, opened
@@ -61,7 +61,7 @@ def copy(
 ) -> Copied:
     """What Store.cp does, from any number of sources."""
     copied = Copied()
-    counter = Counter(progress, "copy", 0)
+    advance = Counter(progress, "copy", 0).add
     with ExitStack() as stack:
         places: list[Place | BinaryIO] = [
             stack.enter_context(opened(store, source)) if isinstance(source, str | os.PathLike) else source
@@ -77,10 +77,10 @@ def copy(
             raise InvalidReference(f"{len(found)} sources want a directory that is there", hint="make it first")
         for source in found:
             if isinstance(into, Place):
-                _copy_to(source, into, copied, Owners(owner, into), tuple(exclude), counter)
+                _copy_to(source, into, copied, Owners(owner, into), tuple(exclude), advance)
             else:
                 assert isinstance(source, Source)  # streams at both ends are no container
-                _copy_out(source, into, copied, tuple(exclude), counter)
+                _copy_out(source, into, copied, tuple(exclude), advance)
     report("cp", copied.losses)
     return copied
 
@@ -94,8 +94,8 @@ class Source:
     name: str
     is_dir: bool
 
-    def items(self, exclude: tuple[str, ...]) -> Iterator[Item]:
-        return walk(self.place, self.path, exclude)
+    def items(self, exclude: tuple[str, ...], advance: Advance) -> Iterator[Item]:
+        return walk(self.place, self.path, exclude, advance)
 
 
 def _matches(place: Place | BinaryIO, follow: bool) -> list[Source | BinaryIO]:
@@ -127,18 +127,18 @@ def _is_directory(place: Place) -> bool:
 
 
 def _copy_to(
-    source: Source | BinaryIO, target: Place, copied: Copied, owners: Owners, exclude: tuple[str, ...], counter: Counter
+    source: Source | BinaryIO, target: Place, copied: Copied, owners: Owners, exclude: tuple[str, ...], advance: Advance
 ) -> None:
     with target.naming():
         if isinstance(source, Source):
             path, into = _landing(source, target)
             _refuse_loops(source, target, path)
-            items = source.items(exclude)
+            items = source.items(exclude, advance)
         else:
             path, into = target.resolved(), True
             if not target.fs.isdir(path):
                 raise fail(errno.ENOTDIR, path)
-            items = tarstreams.read(source, exclude)
+            items = tarstreams.read(source, exclude, advance)
         place = _anchored(path) if target.is_host else replace(target, path=path)
     putter = Putter(place, owners, copied.losses, into=into, makes_parents=not isinstance(source, Source))
     with place.naming():
@@ -146,7 +146,6 @@ def _copy_to(
             putter.put(item)
             copied.entries += 1
             copied.size += item.entry.size
-            counter.add(item.entry.size)
         putter.finish()
 
 
@@ -182,9 +181,9 @@ def _refuse_loops(source: Source, target: Place, path: str) -> None:
             raise Unsupported(f"{source.place.prefix}{source.path} cannot be copied into itself: {target.prefix}{path}")
 
 
-def _copy_out(source: Source, out: BinaryIO, copied: Copied, exclude: tuple[str, ...], counter: Counter) -> None:
+def _copy_out(source: Source, out: BinaryIO, copied: Copied, exclude: tuple[str, ...], advance: Advance) -> None:
     with source.place.naming():
-        items = list(source.items(exclude))
+        items = list(source.items(exclude, advance))
         copied.entries += len(items)
         copied.size += sum(item.entry.size for item in items)
-        tarstreams.write(source.place.fs, source.path, source.name, items, out, copied.losses, counter)
+        tarstreams.write(source.place.fs, source.path, source.name, items, out, copied.losses, advance)

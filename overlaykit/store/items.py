@@ -16,6 +16,7 @@ from overlaykit.store.places import Place
 from overlaykit.tree import Entry, Kind
 
 Fill = Callable[[int], None]  # writes a file's content to a descriptor
+Advance = Callable[[int], object]  # is told how many bytes more are done
 
 KINDS = {
     stat.S_IFREG: Kind.FILE,
@@ -40,13 +41,13 @@ class Item:
     link: str | None = None
 
 
-def walk(place: Place, top: str, exclude: tuple[str, ...] = ()) -> Iterator[Item]:
+def walk(place: Place, top: str, exclude: tuple[str, ...], advance: Advance) -> Iterator[Item]:
     """Everything at and below `top` in tree order, a file's other names as links to the first. OSError with the place."""
     with place.naming():
-        yield from _walk(place, top, exclude)
+        yield from _walk(place, top, exclude, advance)
 
 
-def _walk(place: Place, top: str, exclude: tuple[str, ...]) -> Iterator[Item]:
+def _walk(place: Place, top: str, exclude: tuple[str, ...], advance: Advance) -> Iterator[Item]:
     fs = place.fs
     first: dict[tuple[int, int], str] = {}
     todo = [""]
@@ -58,7 +59,7 @@ def _walk(place: Place, top: str, exclude: tuple[str, ...]) -> Iterator[Item]:
         link = None
         if st.st_nlink > 1 and entry.kind != Kind.DIR:
             link = first.setdefault((st.st_dev, st.st_ino), relative)
-        yield Item(entry, _filler(place, path), None if link == relative else link)
+        yield Item(entry, _filler(place, path, advance), None if link == relative else link)
         if entry.kind == Kind.DIR:
             names = sorted((each.name for each in fs.scandir(path)), key=os.fsencode, reverse=True)
             below = [join(relative, name) for name in names]
@@ -92,12 +93,12 @@ def _xattrs(fs: OsNames, path: str) -> dict[str, bytes]:
         return {}
 
 
-def _filler(place: Place, path: str) -> Fill:
+def _filler(place: Place, path: str, advance: Advance) -> Fill:
     def fill(fd: int) -> None:
         with place.naming():
             source = open_file(place.fs, path)
         try:
-            copy_content(source, fd)
+            copy_content(source, fd, advance)
         finally:
             os.close(source)
 

@@ -133,9 +133,15 @@ def opened(store: Store, address: StrPath, *, writing: bool = False) -> Iterator
             container = store.container(name)
             lease = stack.enter_context(store.leases.hold())
             container.hold(lease)
-            if writing and not store.is_open(container.id):
-                stack.callback(container.close)
-            fs = container.fs if writing else stack.enter_context(container.view())
+            fs: OsNames
+            if mounted := container.mounted_at():
+                fs = Folder(mounted[0])  # what the kernel has is the kernel's to change, and to show
+            elif writing:
+                if not store.is_open(container.id):
+                    stack.callback(container.close)
+                fs = container.fs
+            else:
+                fs = stack.enter_context(container.view())
 
             def ids() -> tuple[int, int]:
                 return user_ids(fs, container.config.user or "")

@@ -22,6 +22,7 @@ from overlaykit.tree.tarwrite import HOST_XATTRS
 TEMPORARY = ".overlaykit-cp-"  # what a killed copy can leave behind begins so
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 NODES = {Kind.CHAR: stat.S_IFCHR, Kind.BLOCK: stat.S_IFBLK, Kind.FIFO: stat.S_IFIFO}
+NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)  # a file system, or a kernel, that has no unnamed files
 CANNOT = (errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.EINVAL)  # what an xattr is refused with
 IMPLIED_MODE = 0o755  # of directories that a tar does not mention
 
@@ -110,6 +111,7 @@ class Putter:
             elif not entry.path and self.into:
                 return
             self._dress(path, entry, look, mode=entry.mode | 0o700)
+            self._set_xattrs(path, entry)
             self._directories.append((path, entry))
         elif item.link is not None:
             self._link(item, path, look)
@@ -143,12 +145,24 @@ class Putter:
 
     def _file(self, path: str, entry: Entry, fill: Fill, look: os.stat_result) -> None:
         with self._beside(path) as temporary:
-            fd = self.fs.open_fd(temporary, NEW, 0o600)
+            fd, is_named = self._new_file(temporary)
             try:
                 fill(fd)
                 self._dress(temporary, entry, look, fd=fd)
+                if not is_named:
+                    self.fs.link_fd(temporary, fd)
             finally:
                 os.close(fd)
+            self._set_xattrs(temporary, entry)
+
+    def _new_file(self, temporary: str) -> tuple[int, bool]:
+        """A new file's descriptor, and whether it has its name yet: without one, who is killed leaves nothing half there."""
+        try:
+            return self.fs.open_fd(temporary.rpartition("/")[0] or "/", os.O_TMPFILE | os.O_WRONLY, 0o600), False
+        except OSError as e:
+            if e.errno not in NO_TMPFILE:
+                raise
+            return self.fs.open_fd(temporary, NEW, 0o600), True
 
     def _special(self, path: str, entry: Entry, look: os.stat_result) -> None:
         try:
@@ -158,6 +172,7 @@ class Putter:
                 else:
                     self.fs.mknod(temporary, NODES[entry.kind] | 0o600, entry.rdev)
                 self._dress(temporary, entry, look)
+                self._set_xattrs(temporary, entry)
         except PermissionError:
             if entry.kind not in (Kind.CHAR, Kind.BLOCK):
                 raise
@@ -180,20 +195,22 @@ class Putter:
     # --- attributes ---------------------------------------------------------------------------------------------------
 
     def _dress(self, path: str, entry: Entry, look: os.stat_result, *, mode: int | None = None, fd: int = -1) -> None:
-        """Owner, mode, xattrs and time of `entry`, in the order in which none undoes another; fd: of a file, if open."""
-        is_link = entry.kind == Kind.SYMLINK
+        """Owner, mode and time of `entry`, in the order in which none undoes another; fd: of a file, if open."""
         owner = self.owners.of(entry, look)
         if owner is not None and os.geteuid() == 0:
             os.chown(fd, *owner) if fd >= 0 else self.fs.chown(path, *owner, follow_symlinks=False)
         elif owner is not None and self.owners.said and owner != (os.geteuid(), os.getegid()):
             self._lose(entry, f"owner {owner[0]}:{owner[1]}: only root can give files away")
-        if not is_link:
+        if entry.kind != Kind.SYMLINK:
             mode = entry.mode if mode is None else mode
             os.chmod(fd, mode) if fd >= 0 else self.fs.chmod(path, mode)
-        for name, value in entry.xattrs.items():
-            self._set_xattr(path, entry, name, value)
         times = entry.mtime_ns, entry.mtime_ns
         os.utime(fd, ns=times) if fd >= 0 else self.fs.utime(path, ns=times, follow_symlinks=False)
+
+    def _set_xattrs(self, path: str, entry: Entry) -> None:
+        """After the owner, which takes a capability away; by path, where an overlay has its own names to keep apart."""
+        for name, value in entry.xattrs.items():
+            self._set_xattr(path, entry, name, value)
 
     def _set_xattr(self, path: str, entry: Entry, name: str, value: bytes) -> None:
         if name in HOST_XATTRS:

@@ -13,19 +13,18 @@ from overlaykit.errors import InvalidLayer
 from overlaykit.oci.streams import decompressed
 from overlaykit.overlay.osnames import OsNames, join
 from overlaykit.overlay.tails import SparseTail, write_all
-from overlaykit.store.items import Item, excluded, open_file
-from overlaykit.store.loading import Counter
+from overlaykit.store.items import Advance, Item, excluded, open_file
 from overlaykit.tree import Entry, Kind, Losses, from_entries, regular, write_tar
 from overlaykit.tree.regular import normal_target
 from overlaykit.tree.tarball import LINK, TarReader, Window, sparse_map, sparse_rows, sparse_size, xattrs_of
 
 
-def read(stream: BinaryIO, exclude: tuple[str, ...] = ()) -> Iterator[Item]:
+def read(stream: BinaryIO, exclude: tuple[str, ...], advance: Advance) -> Iterator[Item]:
     """The entries of a tar, which may be compressed, each to be put down before the next is asked for.
 
     InvalidLayer (UnsafePath for "..") for what is no tar, also when all that could be read has been given.
     """
-    reader = _Windows(_Plain(decompressed(stream, what="the tar")))
+    reader = _Windows(_Plain(decompressed(stream, what="the tar")), advance)
     while (window := reader.window) is not None:
         sparse = set(sparse_rows(window))
         for row in range(len(window.rows)):
@@ -56,8 +55,8 @@ class _Plain:
 class _Windows:
     """The windows of a tar; `window` is the one that may be looked at, None at the end."""
 
-    def __init__(self, stream: _Plain) -> None:
-        self._windows = iter(TarReader(stream))
+    def __init__(self, stream: _Plain, advance: Advance) -> None:
+        self._windows, self._tell = iter(TarReader(stream)), advance
         self.window: Window | None = None
         self.advance()
 
@@ -72,6 +71,7 @@ class _Windows:
         piece = self.window.buffer[begin : begin + here]
         while True:
             yield piece
+            self._tell(len(piece))
             left -= len(piece)
             if left <= 0:
                 return
@@ -120,7 +120,7 @@ def _item(windows: _Windows, window: Window, row: int, path: str, *, is_sparse: 
     return Item(named, fill)
 
 
-def write(fs: OsNames, top: str, name: str, items: Sequence[Item], out: BinaryIO, losses: Losses, counter: Counter) -> None:
+def write(fs: OsNames, top: str, name: str, items: Sequence[Item], out: BinaryIO, losses: Losses, advance: Advance) -> None:
     """Write the items of `top` to `out` as a tar under `name`, "" for its contents alone."""
     firsts = {link: number for number, link in enumerate(sorted({item.link for item in items if item.link is not None}))}
     tree = regular(
@@ -139,7 +139,7 @@ def write(fs: OsNames, top: str, name: str, items: Sequence[Item], out: BinaryIO
 
     def content(row: int) -> int:
         path = tree.path(row)
-        counter.add(int(tree.size[row]))
+        advance(int(tree.size[row]))
         relative = path[len(name) :].lstrip("/") if name else path
         return open_file(fs, join(top, relative) if relative else top)
 
