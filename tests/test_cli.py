@@ -193,6 +193,10 @@ def test_format_prints_each_by_a_template(good: Run) -> None:
     assert json.loads(output(good("ps", "--format", "{{json .}}")))["Names"] == "box"
     assert output(good("ps", "--format", r"table {{.Names}}\t{{lower .Image}}")) == "NAMES     IMAGE\nbox       base:1\n"
     assert output(good("ps", "--format", "table")) == output(good("ps"))
+    output(good("commit", "box", "labels:1", "-c", "LABEL com.example.a=1 com.example.b=2"))
+    output(good("create", "labels:1", "--name", "labels"))
+    labels = output(good("ps", "--format", '{{.Label "com.example.a"}}|{{.Label "none"}}|{{.Labels}}')).splitlines()
+    assert labels == ["1||com.example.a=1,com.example.b=2", "||"]
 
 
 def test_inspect_prints_the_graph_driver_by_a_template(good: Run) -> None:

@@ -134,6 +134,7 @@ DIFFERS = {
     "relative link out of the destination": "Docker refuses it as a breakout; a link is only text, and we copy it",
     "user xattrs": "Docker keeps security.capability alone; we keep all",
     "container to container": "Docker has none",
+    "times": "Docker cuts them to seconds; we keep nanoseconds",
     "a user that only the container knows": "Docker asks the host for USER's number, we the container's /etc/passwd",
     "a loop in the container as source": "Docker looks where a link leads that it does not follow; we copy the link",
     "a loop in the container as destination": "Docker puts the file in the link's place; we say ELOOP",
@@ -207,16 +208,16 @@ def both(docker: peers.Docker, tmp_path_factory: pytest.TempPathFactory) -> Iter
     docker("rm", container)
 
 
-def tree_of(both: Both, number: int) -> dict[str, str]:
-    """Case `number` in Docker's container, as the kernel shows its layers."""
+def tree_of(both: Both, path: str) -> dict[str, str]:
+    """What is at `path` in Docker's container, as the kernel shows its layers."""
     data = both.docker(
         "inspect", "--format", "{{.GraphDriver.Data.UpperDir}}:{{.GraphDriver.Data.LowerDir}}", both.container
     )
-    merged = both.docker.place / f"cp-{number}"
-    merged.mkdir()
+    merged = both.docker.place / "merged"
+    merged.mkdir(exist_ok=True)
     peers.run("mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={data.strip()}", merged)
     try:
-        return told(listing(merged / f"c/{number}"))
+        return listing(merged / path)
     finally:
         peers.run("umount", merged)
 
@@ -262,7 +263,7 @@ def test_cp_does_what_docker_does(case: str, both: Both, tmp_path: Path, monkeyp
                 inside = told(listing(f"/c/{number}", fs=view))
         else:
             worked = both.docker.run("cp", *args, check=False, stdin=stdin).returncode == 0
-            inside = tree_of(both, number)
+            inside = told(tree_of(both, f"c/{number}"))
         outcomes.append((worked, inside, told(listing(both.host))))
     (docker_worked, docker_inside, docker_host), (worked, inside, host) = outcomes
     assert worked == docker_worked
@@ -338,6 +339,12 @@ def test_cp_differs_from_docker_where_it_is_meant_to(case: str, both: Both, tmp_
                 assert run(f"{place}/file", "c:/c/xattrs") == (0, 0)
                 with view() as fs:
                     assert fs.getxattr("/c/xattrs", "user.colour") == b"blue"
+            case "times":
+                os.utime(place / "file", ns=(0, 1_600_000_000_123_456_789))
+                assert run(f"{place}/file", "c:/c/time") == (0, 0)
+                with view() as fs:
+                    assert fs.stat("/c/time").st_mtime_ns == 1_600_000_000_123_456_789
+                assert " mtime=1600000000 " in tree_of(both, "c")["/time"]
             case "container to container":
                 assert run("c:/etc/passwd", "c:/c/passwd") == (1, 0)
                 with view() as fs:

@@ -84,6 +84,7 @@ def _fields(container: Container, no_trunc: bool) -> dict[str, Any]:
         "CreatedAt": moment(container.created),
         "ID": container.id if no_trunc else container.id[:12],
         "Image": container.record.image_name,
+        "Label": lambda name: labels.get(name, ""),
         "Labels": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
         "Names": container.name,
         "RunningFor": ago(container.created),

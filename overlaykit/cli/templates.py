@@ -284,7 +284,8 @@ def _in_order(value: Any) -> Any:
     """`value` with the keys of maps sorted; a struct's, which are Names, stay in the order of its fields."""
     if isinstance(value, Mapping):
         is_struct = all(isinstance(key, str) and key[:1].isupper() for key in value)
-        return {key: _in_order(each) for key, each in (value.items() if is_struct else sorted(value.items()))}
+        pairs = value.items() if is_struct else sorted(value.items())
+        return {key: _in_order(each) for key, each in pairs if not callable(each)}
     return [_in_order(each) for each in value] if isinstance(value, list | tuple) else value
 
 
