@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -179,6 +180,112 @@ def test_ls_lists_a_directory_or_a_file(good: Run) -> None:
     facts = json.loads(output(good("ls", "--json", "box", "/etc/conf.d")))
     assert facts[0] | {"mtime_ns": 0} == {"name": "a", "mode": "-rw-r-----", "uid": 0, "gid": 0, "size": 4, "mtime_ns": 0}
     assert "\udcff\udcfe" in output(good("ls", "box", "/etc"))  # a name that is no UTF-8 goes out as it is
+
+
+# --- --format -----------------------------------------------------------------------------------------------------------
+
+
+def test_format_prints_each_by_a_template(good: Run) -> None:
+    assert output(good("images", "--format", "{{.Repository}}:{{.Tag}}")) == "base:1\n"
+    assert output(good("ps", "--format", "{{upper .Names}} {{.Image}} {{.Status}}")) == "BOX base:1 Created\n"
+    assert output(good("history", "--format", "{{.Comment}}", "base:1")) == "Imported from rootfs.tar\n"
+    assert json.loads(output(good("images", "--format", "json")))["Repository"] == "base"
+    assert json.loads(output(good("ps", "--format", "{{json .}}")))["Names"] == "box"
+    assert output(good("ps", "--format", r"table {{.Names}}\t{{lower .Image}}")) == "NAMES     IMAGE\nbox       base:1\n"
+    assert output(good("ps", "--format", "table")) == output(good("ps"))
+    output(good("commit", "box", "labels:1", "-c", "LABEL com.example.a=1 com.example.b=2"))
+    output(good("create", "labels:1", "--name", "labels"))
+    labels = output(good("ps", "--format", '{{.Label "com.example.a"}}|{{.Label "none"}}|{{.Labels}}')).splitlines()
+    assert labels == ["1||com.example.a=1,com.example.b=2", "||"]
+
+
+def test_inspect_prints_the_graph_driver_by_a_template(good: Run) -> None:
+    (box,) = json.loads(output(good("inspect", "box")))
+    data = output(good("inspect", "--format", "{{json .GraphDriver.Data}}", "box"))
+    assert list(json.loads(data)) == ["LowerDir", "MergedDir", "UpperDir", "WorkDir"]
+    assert json.loads(data) == box["GraphDriver"]["Data"]
+    assert output(good("inspect", "-f", "{{.Name}}", "box", "box")) == "/box\n/box\n"
+
+
+def test_what_is_no_template_is_said_in_a_line(good: Run) -> None:
+    for form, code in (("{{.Nope}}", 1), ("{{.Name", 64), ("{{nosuch 1}}", 64)):
+        assert good("inspect", "--format", form, "box")[0] == code
+        assert good("ps", "--format", form)[2].startswith("overlaykit: template: ")
+
+
+# --- several names ------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_not_there_does_not_stop_the_others(good: Run) -> None:
+    output(good("create", "base:1", "--name", "second"))
+    output(good("tag", "base:1", "other:1"))
+    code, out, err = good("inspect", "nobody", "box", "other")
+    assert code == 1
+    assert [each["Name"] for each in json.loads(out)] == ["/box"]
+    assert len(err.splitlines()) == 2
+    assert good("inspect", "nobody") == (1, "[]\n", "overlaykit: no container and no image nobody\n")
+    code, out, err = good("rm", "nobody", "second")
+    assert (code, out, len(err.splitlines())) == (1, "second\n", 1)
+    code, out, err = good("rmi", "none:1", "other:1")
+    assert (code, out, len(err.splitlines())) == (1, "Untagged: other:1\nTotal reclaimed space: 0B\n", 1)
+
+
+# --- as Docker has it ----------------------------------------------------------------------------------------------------
+
+
+def test_load_and_save_take_dockers_options_and_pipes(good: Run, tmp_path: Path) -> None:
+    output(good("save", "base:1", "-o", tmp_path / "a.tar"))
+    argv = [sys.executable, "-c", ours.MAIN, "--root", str(tmp_path / "store")]
+    piped = subprocess.run([*argv, "save", "base:1"], capture_output=True, check=True).stdout
+    assert piped == (tmp_path / "a.tar").read_bytes()
+    assert output(good("load", "-i", tmp_path / "a.tar")) == "Loaded image: base:1\n"
+    for options in ([], ["-"], ["--quiet"]):
+        done = subprocess.run([*argv, "load", *options], input=piped, capture_output=True, check=True)
+        assert done.stdout == b"Loaded image: base:1\n"
+    assert good("load", "-i", "a", "b")[0] == 2
+    assert good("save", "base:1", "-o", "a", "b")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["dif"], "diff"),
+        (["diff", "b"], "box"),
+        (["rmi", ""], "base:1"),
+        (["inspect", "b"], "box base:1"),
+        (["cp", "--follow"], "--follow-link"),
+        (["cp", "box", ":", "/etc/mo"], "/etc/motd"),  # bash takes the colon for a word of its own
+        (["cp", "x", "box", ":", "/home/"], "/home/user/"),
+    ],
+)
+def test_bash_completes(words: list[str], offered: str, good: Run, tmp_path: Path) -> None:
+    """The script that `completion bash` prints, in a real bash."""
+    (tmp_path / "overlaykit").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{ours.MAIN}' \"$@\"\n")
+    (tmp_path / "overlaykit").chmod(0o755)
+    (tmp_path / "completion").write_text(output(good("completion", "bash")))
+    script = f"""
+        PATH={tmp_path}:$PATH; export OVERLAYKIT_ROOT={tmp_path}/store
+        . {tmp_path}/completion
+        COMP_WORDS=(overlaykit {" ".join(word or "''" for word in words)}); COMP_CWORD={len(words)}
+        _overlaykit_completion overlaykit
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == (offered, "")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script_too(shell: str, run: Run) -> None:
+    assert "_OVERLAYKIT_COMPLETE" in output(run("completion", shell))
+
+
+def test_a_word_with_a_colon_is_completed_as_a_whole(good: Run, tmp_path: Path) -> None:
+    """As zsh and fish want it."""
+    env = {"COMP_WORDS": "overlaykit cp box:/etc/mo", "COMP_CWORD": "2", "_OVERLAYKIT_COMPLETE": "zsh_complete"}
+    env |= {"OVERLAYKIT_ROOT": str(tmp_path / "store"), "PATH": os.environ["PATH"]}
+    env |= {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = subprocess.run([sys.executable, "-c", ours.MAIN], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.splitlines()[:2] == ["plain", "box:/etc/motd"]
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

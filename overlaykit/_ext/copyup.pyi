@@ -1,5 +1,7 @@
 """Copying inodes from a lower directory into an upper. Built from ext/copyup.pyx."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,5 +23,5 @@ def copy_up_many(
     what: int,
     errnos: npt.NDArray[np.int32],
 ) -> int: ...
-def copy_data(src: int, dst: int, size: int) -> None: ...
+def copy_data(src: int, dst: int, size: int, progress: Callable[[int], object] | None = None) -> None: ...
 def rename_at(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int = 0) -> None: ...

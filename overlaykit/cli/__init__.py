@@ -35,11 +35,12 @@ COMMANDS: dict[str, dict[str, str]] = {
         "mount": "container",
         "umount": "container",
     },
-    "Files in a container": {"ls": "files", "cat": "files", "put": "files", "write": "files"},
+    "Files in a container": {"cp": "copy", "ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},
-    "First steps": {"tour": "tour"},
+    "First steps": {"tour": "tour", "completion": "completion"},
 }
 HOMES = {name: module for group in COMMANDS.values() for name, module in group.items()}
+COMPLETING = "_OVERLAYKIT_COMPLETE"  # what a shell that wants to complete a word says its wish in
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -122,7 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return e.exit_code
     except OverlaykitError as e:
         return complain(f"{e} ({e.hint})" if e.hint else str(e), code=e.exit_code)
-    except (BrokenPipeError, SystemExit):  # click exits when it meets the former
+    except (BrokenPipeError, SystemExit):  # click exits when it meets the former, and after a completion
+        if COMPLETING in os.environ:
+            return 0
         # Whoever read our output has gone, as `head` does. What is still in the buffer must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE

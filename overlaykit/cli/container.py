@@ -7,13 +7,18 @@ from typing import Any
 
 import click
 
+from overlaykit.cli import completion
 from overlaykit.cli.image import change_option, compression_option, facts
 from overlaykit.cli.output import (
     ago,
+    columns,
+    each,
+    format_option,
     json_option,
+    moment,
     no_trunc_option,
     print_json,
-    print_table,
+    print_rows,
     quiet_option,
     shortened,
     shown,
@@ -23,7 +28,7 @@ from overlaykit.store import Container, Store
 
 
 @click.command("create")
-@click.argument("image")
+@click.argument("image", shell_complete=completion.images)
 @click.option("--name", help="What to call it; two words if nothing is said.")
 @json_option
 @with_store
@@ -43,14 +48,16 @@ def create_command(store: Store, image: str, name: str | None, as_json: bool) ->
 @click.option("-a", "--all", is_flag=True, hidden=True)  # what Docker needs to list those that do not run
 @quiet_option
 @no_trunc_option
+@format_option
 @json_option
 @with_store
-def ps_command(store: Store, all: bool, quiet: bool, no_trunc: bool, as_json: bool) -> None:
+def ps_command(store: Store, all: bool, quiet: bool, no_trunc: bool, form: str | None, as_json: bool) -> None:
     """List containers, the newest first.
 
     \b
     overlaykit ps
     overlaykit rm $(overlaykit ps --quiet)
+    overlaykit ps --format 'table {{.Names}}\\t{{.Image}}'
     """
     containers = store.containers()
     if as_json:
@@ -59,16 +66,31 @@ def ps_command(store: Store, all: bool, quiet: bool, no_trunc: bool, as_json: bo
         for container in containers:
             click.echo(container.id if no_trunc else container.id[:12])
     else:
-        print_table(
-            ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "NAMES"], [_row(container, no_trunc) for container in containers]
-        )
+        rows = [_fields(container, no_trunc) for container in containers]
+        print_rows(form or "table", rows, TITLES, columns("ID", "Image", "Command", "RunningFor", "Names"))
 
 
-def _row(container: Container, no_trunc: bool) -> list[str]:
+TITLES = {"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "RunningFor": "CREATED", "CreatedAt": "CREATED AT"}
+TITLES |= {"Names": "NAMES", "State": "STATE", "Status": "STATUS", "Labels": "LABELS"}
+
+
+def _fields(container: Container, no_trunc: bool) -> dict[str, Any]:
+    """What a template may say of a container; Docker's names."""
     config = container.config
+    labels = dict(config.labels or {})
     command = shortened(" ".join([*(config.entrypoint or ()), *(config.cmd or ())]), 20, no_trunc=no_trunc)
-    id = container.id if no_trunc else container.id[:12]
-    return [id, container.record.image_name, f'"{command}"', ago(container.created), container.name]
+    return {
+        "Command": f'"{command}"',
+        "CreatedAt": moment(container.created),
+        "ID": container.id if no_trunc else container.id[:12],
+        "Image": container.record.image_name,
+        "Label": lambda name: labels.get(name, ""),
+        "Labels": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
+        "Names": container.name,
+        "RunningFor": ago(container.created),
+        "State": "created",
+        "Status": "Created",
+    }
 
 
 def _facts(container: Container) -> dict[str, Any]:
@@ -83,7 +105,7 @@ def _facts(container: Container) -> dict[str, Any]:
 
 
 @click.command("rm")
-@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completion.containers)
 @click.option("-f", "--force", is_flag=True, help="Unmount it first, and do not ask who has it open.")
 @with_store
 def rm_command(store: Store, containers: tuple[str, ...], force: bool) -> None:
@@ -92,13 +114,16 @@ def rm_command(store: Store, containers: tuple[str, ...], force: bool) -> None:
     \b
     overlaykit rm box
     """
-    for name in containers:
+
+    def remove(name: str) -> None:
         store.container(name).remove(force=force)
         click.echo(name)
 
+    each(containers, remove)
+
 
 @click.command("diff")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @json_option
 @with_store
 def diff_command(store: Store, container: str, as_json: bool) -> None:
@@ -119,7 +144,7 @@ def diff_command(store: Store, container: str, as_json: bool) -> None:
 
 
 @click.command("commit")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.argument("name", required=False)
 @click.option("-a", "--author", help='Who made it, such as "Name <name@example.org>".')
 @click.option("-m", "--message", help="What the history says about it.")
@@ -149,7 +174,7 @@ def commit_command(
 
 
 @click.command("mount")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.argument("directory", required=False, type=click.Path(exists=True, file_okay=False))
 @with_store
 def mount_command(store: Store, container: str, directory: str | None) -> None:
@@ -165,7 +190,7 @@ def mount_command(store: Store, container: str, directory: str | None) -> None:
 
 
 @click.command("umount")
-@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completion.containers)
 @click.option("-l", "--lazy", is_flag=True, help="Out of sight now, gone when the last user is.")
 @with_store
 def umount_command(store: Store, containers: tuple[str, ...], lazy: bool) -> None:
@@ -174,6 +199,9 @@ def umount_command(store: Store, containers: tuple[str, ...], lazy: bool) -> Non
     \b
     overlaykit umount box
     """
-    for name in containers:
+
+    def unmount(name: str) -> None:
         store.container(name).unmount(lazy=lazy)
         click.echo(name)
+
+    each(containers, unmount)

@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
+from overlaykit.cli import completion
 from overlaykit.cli.output import json_option, print_json, shown, with_store
 from overlaykit.overlay import View
 from overlaykit.store import Store
 
 
 @click.command("ls")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.argument("path", default="/")
 @click.option("-l", "--long", "is_long", is_flag=True, help="Mode, owner, size and time too.")
 @json_option
@@ -59,7 +60,7 @@ def _long(view: View, path: str) -> str:
 
 
 @click.command("cat")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @with_store
 def cat_command(store: Store, container: str, paths: tuple[str, ...]) -> None:
@@ -76,7 +77,7 @@ def cat_command(store: Store, container: str, paths: tuple[str, ...]) -> None:
 
 
 @click.command("put")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
 @click.argument("path")
 @with_store
@@ -94,7 +95,7 @@ def put_command(store: Store, container: str, file: str, path: str) -> None:
 
 
 @click.command("write")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.argument("path")
 @click.option("-a", "--append", is_flag=True, help="Add to what the file has.")
 @with_store

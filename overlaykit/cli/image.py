@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from overlaykit.cli import completion
 from overlaykit.cli.output import (
     ago,
+    columns,
+    each,
+    format_option,
     json_option,
+    moment,
     no_trunc_option,
     print_json,
-    print_table,
+    print_rows,
     quiet_option,
     shortened,
     size,
@@ -21,8 +30,9 @@ from overlaykit.cli.output import (
 )
 from overlaykit.cli.progress import progress_bar
 from overlaykit.oci import Reference
+from overlaykit.oci.digest import copy_stream
 from overlaykit.oci.saving import FORMATS
-from overlaykit.store import Store, StoredImage
+from overlaykit.store import Removed, Store, StoredImage
 
 platform_option = click.option("--platform", metavar="OS/ARCH", help="Choose this platform, such as linux/arm64.")
 compression_option = click.option(
@@ -34,23 +44,30 @@ change_option = click.option(
 
 
 @click.command("load")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(allow_dash=True), required=False)
+@click.option("-i", "--input", "named", type=click.Path(), metavar="FILE", help="The same, as Docker wants it.")
 @platform_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 @with_store
-def load_command(store: Store, file: str, platform: str | None, quiet: bool, as_json: bool) -> None:
-    """Load images from a file or directory.
+def load_command(
+    store: Store, file: str | None, named: str | None, platform: str | None, quiet: bool, as_json: bool
+) -> None:
+    """Load images from a file, a directory or standard input.
 
     FILE is what `docker save` or `podman save` wrote, an OCI archive, or an OCI layout directory; compressed or not. Every
     digest is verified. All of it is loaded, or nothing.
 
     \b
     docker save debian:bookworm -o debian.tar
-    overlaykit load debian.tar
+    overlaykit load -i debian.tar
+    docker save debian:bookworm | overlaykit load
     """
-    with progress_bar(quiet=quiet) as progress:
-        images = store.load(file, platform=platform, progress=progress)
+    if file and named:
+        raise click.UsageError("FILE and --input FILE: say one of them")
+    source = file or named or "-"
+    with progress_bar(quiet=quiet) as progress, _seekable(store, source) as path:
+        images = store.load(path, platform=platform, progress=progress)
     if as_json:
         print_json([facts(image) for image in images])
         return
@@ -59,6 +76,20 @@ def load_command(store: Store, file: str, platform: str | None, quiet: bool, as_
             click.echo(f"Loaded image: {tag}")
         if not image.names:
             click.echo(f"Loaded image ID: {image.id}")
+
+
+@contextmanager
+def _seekable(store: Store, source: str) -> Iterator[str]:
+    """A path under which `source` can be read in any order: standard input, for one, is kept in the store meanwhile."""
+    if source != "-":
+        yield source
+        return
+    if sys.stdin.isatty():
+        raise click.UsageError("what to load? Give a FILE, or standard input that is no terminal")
+    with tempfile.TemporaryFile(dir=store.root / "ingest") as kept:
+        copy_stream(sys.stdin.buffer, kept)
+        kept.flush()
+        yield f"/proc/self/fd/{kept.fileno()}"
 
 
 @click.command("import")
@@ -106,9 +137,12 @@ def import_command(
 @click.option("--digests", is_flag=True, help="Show digests too.")
 @quiet_option
 @no_trunc_option
+@format_option
 @json_option
 @with_store
-def images_command(store: Store, name: str | None, digests: bool, quiet: bool, no_trunc: bool, as_json: bool) -> None:
+def images_command(
+    store: Store, name: str | None, digests: bool, quiet: bool, no_trunc: bool, form: str | None, as_json: bool
+) -> None:
     """List images, the newest first; with NAME those of that repository or tag.
 
     SIZE is what the image's blobs take, compressed as they are kept.
@@ -116,6 +150,7 @@ def images_command(store: Store, name: str | None, digests: bool, quiet: bool, n
     \b
     overlaykit images
     overlaykit images --quiet debian
+    overlaykit images --format '{{.Repository}}:{{.Tag}} {{.Size}}'
     """
     rows = [(image, tag) for image in store.images() for tag in image.tags or [""] if _matches(tag, name)]
     if as_json:
@@ -124,8 +159,9 @@ def images_command(store: Store, name: str | None, digests: bool, quiet: bool, n
         for id in dict.fromkeys(_id(image, no_trunc) for image, _ in rows):
             click.echo(id)
     else:
-        header = ["REPOSITORY", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "CREATED", "SIZE"]
-        print_table(header, [_image_row(image, tag, digests, no_trunc) for image, tag in rows])
+        usual = ["Repository", "Tag", *(["Digest"] if digests else []), "ID", "CreatedSince", "Size"]
+        fields = [_image_fields(image, tag, digests, no_trunc) for image, tag in rows]
+        print_rows(form or "table", fields, IMAGE_TITLES, columns(*usual))
 
 
 def _matches(tag: str, name: str | None) -> bool:
@@ -136,10 +172,22 @@ def _matches(tag: str, name: str | None) -> bool:
     return found.name == wanted.name and wanted.tag in (None, found.tag)
 
 
-def _image_row(image: StoredImage, tag: str, digests: bool, no_trunc: bool) -> list[str]:
+IMAGE_TITLES = {"ID": "IMAGE ID", "Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "Size": "SIZE"}
+IMAGE_TITLES |= {"CreatedSince": "CREATED", "CreatedAt": "CREATED AT"}
+
+
+def _image_fields(image: StoredImage, tag: str, digests: bool, no_trunc: bool) -> dict[str, str]:
+    """What a template may say of one image under one name; Docker's names."""
     repository, _, label = (tag or "<none>:<none>").rpartition(":")
-    digest = [image.digest] if digests else []
-    return [repository, label, *digest, _id(image, no_trunc), ago(image.created), size(image.size)]
+    return {
+        "CreatedAt": moment(image.created),
+        "CreatedSince": ago(image.created),
+        "Digest": image.digest if digests else "<none>",
+        "ID": _id(image, no_trunc),
+        "Repository": repository,
+        "Size": size(image.size),
+        "Tag": label,
+    }
 
 
 def _id(image: StoredImage, no_trunc: bool) -> str:
@@ -161,16 +209,18 @@ def facts(image: StoredImage) -> dict[str, Any]:
 
 
 @click.command("history")
-@click.argument("image")
+@click.argument("image", shell_complete=completion.images)
 @quiet_option
 @no_trunc_option
+@format_option
 @json_option
 @with_store
-def history_command(store: Store, image: str, quiet: bool, no_trunc: bool, as_json: bool) -> None:
+def history_command(store: Store, image: str, quiet: bool, no_trunc: bool, form: str | None, as_json: bool) -> None:
     """Show how an image came to be, the newest step first, with the layer that each step made.
 
     \b
     overlaykit history debian:bookworm
+    overlaykit history debian:bookworm --format '{{.Size}} {{.CreatedBy}}' --no-trunc
     """
     found = store.image(image)
     layers = iter(found.layers)
@@ -195,26 +245,35 @@ def history_command(store: Store, image: str, quiet: bool, no_trunc: bool, as_js
         for digest in (layer.digest for _, layer in steps if layer):
             click.echo(digest if no_trunc else digest.short)
     else:
-        header = ["LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"]
-        rows = []
-        for entry, layer in steps:
-            made = ("" if layer is None else layer.digest if no_trunc else layer.digest.short) or "<none>"
-            by = shortened(" ".join((entry.created_by or "").split()), 45, no_trunc=no_trunc)
-            rows.append([made, _when(entry.created), by, size(layer.size if layer else 0), entry.comment or ""])
-        print_table(header, rows)
+        rows = [
+            {
+                "Comment": entry.comment or "",
+                "CreatedAt": entry.created or "",
+                "CreatedBy": shortened(" ".join((entry.created_by or "").split()), 45, no_trunc=no_trunc),
+                "CreatedSince": ago(_moment(entry.created)),
+                # Docker's ids of the images in between are gone; the first is the image's.
+                "ID": _id(found, no_trunc) if number == 0 else "<missing>",
+                "Layer": "<none>" if layer is None else layer.digest if no_trunc else layer.digest.short,
+                "Size": size(layer.size if layer else 0),
+            }
+            for number, (entry, layer) in enumerate(steps)
+        ]
+        print_rows(form or "table", rows, HISTORY_TITLES, columns("Layer", "CreatedSince", "CreatedBy", "Size", "Comment"))
 
 
-def _when(created: str | None) -> str:
-    from datetime import datetime
+HISTORY_TITLES = {"ID": "IMAGE", "Layer": "LAYER", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT"}
+HISTORY_TITLES |= {"CreatedBy": "CREATED BY", "Size": "SIZE", "Comment": "COMMENT"}
 
+
+def _moment(created: str | None) -> datetime | None:
     try:
-        return ago(datetime.fromisoformat(created or ""))
+        return datetime.fromisoformat(created or "")
     except ValueError:
-        return "N/A"
+        return None
 
 
 @click.command("tag")
-@click.argument("image")
+@click.argument("image", shell_complete=completion.images)
 @click.argument("name")
 @with_store
 def tag_command(store: Store, image: str, name: str) -> None:
@@ -227,7 +286,7 @@ def tag_command(store: Store, image: str, name: str) -> None:
 
 
 @click.command("rmi")
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=completion.images)
 @click.option("-f", "--force", is_flag=True, help="Also if containers need it, or an id has several names.")
 @json_option
 @with_store
@@ -240,25 +299,33 @@ def rmi_command(store: Store, images: tuple[str, ...], force: bool, as_json: boo
     \b
     overlaykit rmi debian:bookworm
     """
-    removed = [store.remove_image(image, force=force) for image in images]
-    freed = sum(each.freed.size for each in removed)
-    if as_json:
-        gone = [{"untagged": r.untagged, "deleted": r.image, "blobs": r.freed.blobs} for r in removed]
-        print_json({"images": gone, "freed": freed})
-        return
-    for each in removed:
-        for tag in each.untagged:
+    removed: list[Removed] = []
+    try:
+        each(images, lambda image: removed.append(store.remove_image(image, force=force)))
+    finally:
+        freed = sum(r.freed.size for r in removed)
+        if as_json:
+            gone = [{"untagged": r.untagged, "deleted": r.image, "blobs": r.freed.blobs} for r in removed]
+            print_json({"images": gone, "freed": freed})
+        elif removed:
+            _print_removed(removed)
+            click.echo(f"Total reclaimed space: {size(freed)}")
+
+
+def _print_removed(removed: list[Removed]) -> None:
+    for one in removed:
+        for tag in one.untagged:
             click.echo(f"Untagged: {tag}")
-        if each.image:
-            click.echo(f"Deleted: {each.image}")
-        for chain_id in each.freed.snapshots:
+        if one.image:
+            click.echo(f"Deleted: {one.image}")
+        for chain_id in one.freed.snapshots:
             click.echo(f"Deleted: {chain_id}")
-    click.echo(f"Total reclaimed space: {size(freed)}")
 
 
 @click.command("save")
-@click.argument("image")
-@click.argument("file", type=click.Path(allow_dash=True))
+@click.argument("image", shell_complete=completion.images)
+@click.argument("file", type=click.Path(allow_dash=True), required=False)
+@click.option("-o", "--output", "named", type=click.Path(), metavar="FILE", help="The same, as Docker wants it.")
 @click.option(
     "--format",
     "form",
@@ -266,19 +333,25 @@ def rmi_command(store: Store, images: tuple[str, ...], force: bool, as_json: boo
     help="How to write it.  [default: oci-dir into a directory that exists, else docker-archive]",
 )
 @with_store
-def save_command(store: Store, image: str, file: str, form: str | None) -> None:
+def save_command(store: Store, image: str, file: str | None, named: str | None, form: str | None) -> None:
     """Write an image to a file or directory, for Docker, podman, skopeo and others.
 
-    FILE is - for standard output. A docker-archive is what `docker load` and `podman load` take.
+    Without FILE, or with -, to standard output. A docker-archive is what `docker load` and `podman load` take.
 
     \b
-    overlaykit save mine:1 mine.tar && docker load -i mine.tar
+    overlaykit save mine:1 -o mine.tar && docker load -i mine.tar
+    overlaykit save mine:1 | docker load
     overlaykit save --format oci-dir mine:1 layout && skopeo copy oci:layout docker://host/mine
     """
+    if file and named:
+        raise click.UsageError("FILE and --output FILE: say one of them")
     found = store.image(image)
     # Under the name that was asked for; by id, under all.
     names = [name for name, tag in zip(found.names, found.tags, strict=True) if image in (name, tag)]
-    if file == "-":
+    target = file or named or "-"
+    if target == "-":
+        if sys.stdout.isatty():
+            raise click.UsageError("an image is nothing for a terminal: give a FILE, or a pipe")
         found.save(sys.stdout.buffer, format=form or FORMATS[0], names=names)
     else:
-        found.save(file, format=form or ("oci-dir" if Path(file).is_dir() else FORMATS[0]), names=names)
+        found.save(target, format=form or ("oci-dir" if Path(target).is_dir() else FORMATS[0]), names=names)

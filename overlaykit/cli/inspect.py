@@ -7,23 +7,26 @@ from dataclasses import asdict
 import click
 
 from overlaykit import __version__
-from overlaykit.cli.output import json_option, print_json, with_store
+from overlaykit.cli import completion
+from overlaykit.cli.output import json_option, print_inspected, print_json, with_store
 from overlaykit.overlay import probe
 from overlaykit.store import Store
 
 
 @click.command("inspect")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.both)
 @click.option("--type", "kind", type=click.Choice(["container", "image"]), help="Look among these only.")
+@click.option("-f", "--format", "form", metavar="TEMPLATE", help="Print each by a template, as Docker does, or json.")
 @with_store
-def inspect_command(store: Store, names: tuple[str, ...], kind: str | None) -> None:
+def inspect_command(store: Store, names: tuple[str, ...], kind: str | None, form: str | None) -> None:
     """Print all there is to know about containers and images, as JSON with Docker's field names.
 
     \b
     overlaykit inspect box | jq '.[0].GraphDriver.Data.LowerDir'
+    overlaykit inspect box --format '{{json .GraphDriver.Data}}'
     """
     ask = {"container": lambda name: store.container(name).inspect(), "image": store.inspect_image, None: store.inspect}
-    print_json([ask[kind](name) for name in names])
+    print_inspected(names, ask[kind], form)
 
 
 @click.command("info")

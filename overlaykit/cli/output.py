@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import update_wrapper
 from typing import Any, TypeVar
 
 import click
 
+from overlaykit.cli import complain
+from overlaykit.cli.templates import Template
+from overlaykit.errors import OverlaykitError
 from overlaykit.store import Store
 
+FORMAT_HELP = "Print each by a template, as Docker does: '{{.ID}} {{json .Labels}}', 'table {{.ID}}\\t{{.Size}}', or json."
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
+format_option = click.option("--format", "form", metavar="TEMPLATE", help=FORMAT_HELP)
 no_trunc_option = click.option("--no-trunc", is_flag=True, help="Do not shorten ids and texts.")
 
 
@@ -36,11 +41,62 @@ def print_json(value: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as they need, three blanks between them, as Docker prints them."""
+    """Columns as wide as they need, three blanks between them and ten characters at least, as Docker prints them."""
     table = [list(header), *([shown(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    widths = [max(7, *map(len, column)) + 3 for column in zip(*table, strict=True)]
     for row in table:
-        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def columns(*fields: str) -> str:
+    """The template of a table with these fields."""
+    return "\t".join(f"{{{{.{name}}}}}" for name in fields)
+
+
+def print_rows(form: str, rows: Iterable[Mapping[str, Any]], titles: Mapping[str, str], usual: str) -> None:
+    """Rows of fields as a --format says: a template for each, `table TEMPLATE`, `table` (the `usual` one), or `json`.
+
+    titles: what a table has above each field.
+    """
+    # Shells leave these as they are in single quotes.
+    form = form.replace(r"\t", "\t").replace(r"\n", "\n")
+    word, _, rest = form.partition(" ")
+    if form == "json":
+        form = "{{json .}}"
+    elif word == "table":
+        template = Template(rest.strip() or usual)
+        lines = [template.header(titles), *(template.render(row) for row in rows)]
+        first, *others = (line.split("\t") for line in lines)
+        print_table(first, others)
+        return
+    template = Template(form)
+    for row in rows:
+        click.echo(shown(template.render(row)))
+
+
+def each(names: Iterable[str], work: Callable[[str], object]) -> None:
+    """Do `work` with every name, also when one fails: that is said at once, and the exit code is then 1."""
+    failed = False
+    for name in names:
+        try:
+            work(name)
+        except OverlaykitError as e:
+            sys.stdout.flush()
+            complain(f"{e} ({e.hint})" if e.hint else str(e))
+            failed = True
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def print_inspected(names: Sequence[str], ask: Callable[[str], Mapping[str, Any]], form: str | None) -> None:
+    """What `ask` knows of each name, as one JSON array or by a template each; what is not there is said, exit code 1."""
+    template = None if form is None else Template("{{json .}}" if form == "json" else form)
+    found: list[Mapping[str, Any]] = []
+    try:
+        each(names, lambda name: found.append(ask(name)) if template is None else click.echo(template.render(ask(name))))
+    finally:
+        if template is None:
+            print_json(found)
 
 
 def shown(text: str) -> str:
@@ -58,6 +114,11 @@ def size(count: int) -> str:
             break
         value /= 1000
     return f"{value:.3g}{unit}"
+
+
+def moment(when: datetime | None) -> str:
+    """A time as Docker's lists have it: 2026-11-25 08:17:54 +0000 UTC."""
+    return "N/A" if when is None else when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
 
 
 def ago(when: datetime | None) -> str:

@@ -1,9 +1,11 @@
-"""The files of a tree that lies in a directory, opened for whoever packs them."""
+"""The content of files: of a tree that lies in a directory, opened for whoever packs them; of one file into another."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+from overlaykit._ext import copyup
 from overlaykit.overlay.layers import open_directory
 from overlaykit.overlay.nodes import Handle
 from overlaykit.tree.table import StrPath, Tree
@@ -30,3 +32,19 @@ class Contents:
         except OSError as e:
             e.filename = path
             raise
+
+
+def copy_content(source: int, target: int, advance: Callable[[int], object]) -> None:
+    """Fill the empty file `target` with what file `source` has, both descriptors: by reflink where that works, holes kept.
+
+    advance: told how many bytes more are done, now and then. OSError; EIO if the source gets shorter meanwhile.
+    """
+    size, told = os.fstat(source).st_size, 0
+
+    def progress(done: int) -> None:
+        nonlocal told
+        advance(done - told)
+        told = done
+
+    copyup.copy_data(source, target, size, progress)
+    progress(size)

@@ -90,10 +90,14 @@ class SparseTail(Tail):
             if len(part) == size:
                 self.pieces.popleft()
 
-    def end(self, application: HasTail) -> int:
+    def complete(self) -> None:
+        """Give the file its size, all content being there. InvalidLayer if it is not."""
         if self.pieces is None or any(size for _, size in self.pieces):
             raise InvalidLayer("a sparse file with less content than its map says")
         os.ftruncate(self.fd, self.size)
+
+    def end(self, application: HasTail) -> int:
+        self.complete()
         return super().end(application)
 
 

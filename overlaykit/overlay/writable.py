@@ -213,6 +213,11 @@ class Overlay(Attributes):
             e.filename, e.filename2 = os.fspath(src), os.fspath(dst)
             raise
 
+    @names_path
+    def link_fd(self, path: AnyPath, fd: int) -> None:
+        """linkat(2) of a file that has no name yet: one opened with O_TMPFILE in this overlay, by its descriptor."""
+        self._make(path, lambda to, name: os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=to))
+
     # --- opening --------------------------------------------------------------------------------------------------
 
     def open_fd(self, path: AnyPath, flags: int, mode: int = 0o777) -> int:

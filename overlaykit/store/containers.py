@@ -22,7 +22,7 @@ from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.mount import mount, unmount
 from overlaykit.overlay.upper import UpperLayer
 from overlaykit.store.committing import commit
-from overlaykit.store.images import StoredImage
+from overlaykit.store.images import StoredImage, config_facts
 from overlaykit.store.leases import Lease
 from overlaykit.store.packing import with_virtual_owners
 from overlaykit.store.records import Records
@@ -31,6 +31,11 @@ from overlaykit.tree.table import StrPath
 
 if TYPE_CHECKING:
     from overlaykit.store.store import Store
+
+
+# Of a container in which nothing ever ran, as Docker prints it.
+STATE = {"Status": "created", **dict.fromkeys(("Running", "Paused", "Restarting", "OOMKilled", "Dead"), False)}
+STATE |= {"Pid": 0, "ExitCode": 0, "Error": "", "StartedAt": "0001-01-01T00:00:00Z", "FinishedAt": "0001-01-01T00:00:00Z"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,7 @@ class Container:
     @contextmanager
     def quiet(self) -> Iterator[None]:
         """InUse if `fs` is open in another process; during the `with` block none can open it."""
-        if self._store.has_overlay(self.id):  # then the lock is ours already
+        if self._store.is_open(self.id):  # then the lock is ours already
             yield
             return
         fd = os.open(self._store.snapshots.directory(self.id) / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -298,13 +303,15 @@ class Container:
             "Created": self.created.isoformat().replace("+00:00", "Z"),
             "Path": command[0] if command else "",
             "Args": command[1:],
-            "State": {"Status": "created", "Running": False},
+            "State": STATE,
             "Image": self.image.id,
             "Name": f"/{self.name}",
             "Driver": "overlay2",
             "GraphDriver": {"Data": self.driver_data(), "Name": "overlay2"},
             "Mounts": [],
-            "Config": {**msgspec.to_builtins(config, enc_hook=str), "Image": self.record.image_name},
+            "Config": config_facts(
+                config, Hostname=self.id[:12], Image=self.record.image_name, Labels=dict(config.labels or {})
+            ),
         }
 
 

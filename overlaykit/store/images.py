@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from msgspec import to_builtins
 
 from overlaykit.errors import InvalidReference, NotFound, OverlaykitError
-from overlaykit.oci import Descriptor, Layout, Reference
+from overlaykit.oci import Descriptor, Layout, Reference, RuntimeConfig
 from overlaykit.oci.image import BlobImage
 from overlaykit.store.names import familiar, name_of, whole_name
 from overlaykit.tree.table import StrPath
@@ -117,7 +117,7 @@ def inspect(image: StoredImage, driver_data: dict[str, str] | None) -> dict[str,
         "Comment": (last.comment if last else None) or "",
         "Created": config.created or "",
         "Author": config.author or "",
-        "Config": to_builtins(image.runtime, enc_hook=str),
+        "Config": config_facts(image.runtime),
         "Architecture": config.architecture,
         **({"Variant": config.variant} if config.variant else {}),
         "Os": config.os,
@@ -126,3 +126,23 @@ def inspect(image: StoredImage, driver_data: dict[str, str] | None) -> dict[str,
         "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
         "Descriptor": {"mediaType": image.media_type, "digest": image.digest, "size": len(image.raw_manifest())},
     }
+
+
+def config_facts(config: RuntimeConfig, **more: object) -> dict[str, Any]:
+    """A config with the fields that Docker always prints, in its order, set or not; `more` are facts of a container."""
+    unset = {
+        "Hostname": "",
+        "Domainname": "",
+        "User": "",
+        **dict.fromkeys(("AttachStdin", "AttachStdout", "AttachStderr"), False),
+        **dict.fromkeys(("Tty", "OpenStdin", "StdinOnce"), False),
+        "Env": None,
+        "Cmd": None,
+        "Image": "",
+        "Volumes": None,
+        "WorkingDir": "",
+        "Entrypoint": None,
+        "OnBuild": None,
+        "Labels": None,
+    }
+    return {**unset, **to_builtins(config, enc_hook=str), **more}

@@ -41,6 +41,7 @@ from overlaykit.overlay import Overlay
 from overlaykit.store import containers, images
 from overlaykit.store.collect import Collector, Freed
 from overlaykit.store.containers import Container, Record
+from overlaykit.store.copying import Copied, copy
 from overlaykit.store.disk import keeps_xattr
 from overlaykit.store.images import StoredImage
 from overlaykit.store.instructions import apply_changes
@@ -298,7 +299,7 @@ class Store:
                 overlay = self._overlays[id] = open()
             return overlay
 
-    def has_overlay(self, id: str) -> bool:
+    def is_open(self, id: str) -> bool:
         """Whether `overlay` is open for container `id`."""
         with self._lock:
             overlay = self._overlays.get(id)
@@ -309,6 +310,27 @@ class Store:
             overlay = self._overlays.pop(id, None)
             if overlay is not None:
                 overlay.close()
+
+    # --- copying ------------------------------------------------------------------------------------------------------
+
+    def cp(
+        self,
+        source: StrPath | BinaryIO,
+        target: StrPath | BinaryIO,
+        *,
+        follow: bool = False,
+        owner: str | None = None,
+        exclude: Iterable[str] = (),
+        progress: Progress | None = None,
+    ) -> Copied:
+        """Copy files as `docker cp` does: between host, containers, volumes and images, and tar streams.
+
+        source, target: "CONTAINER:PATH", "volume:NAME:/PATH", "image:NAME:/PATH", a path on the host, or an open binary
+        file with a tar. A source may be a pattern. follow: of a symlink, copy what it leads to. owner: source, container,
+        keep, caller or "UID:GID" (see putting.Owners); None is Docker's: source in a container, caller on the host.
+        exclude: patterns of names not to copy. NotFound, InUse, OSError with the place; nothing is half there after one.
+        """
+        return copy(self, [source], target, follow=follow, owner=owner, exclude=exclude, progress=progress)
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
