@@ -42,6 +42,11 @@ def case(layers: list[list[Any]], *program: Any, profile: Profile | None = None)
 
 
 FOUND = {
+    # Whiteouts of all layers were noted under one value, so a name that two layers hide was taken out of a listing twice.
+    "hidden_by_two_layers": case(
+        [[("whiteout", "c/c", None, LOOK)], [("xwhiteout", "c/c", None, LOOK)], [("file", "c/d", ("z", 1), LOOK)]],
+        ("listdir", "c"), ("stat", "c/c"),
+    ),
     # removexattr of a user xattr asked the lower file first and said ENODATA. The kernel looks at the kind of file before it
     # looks for the xattr: EPERM for a device.
     "user_xattr_of_a_device": case(
