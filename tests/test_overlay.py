@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -175,6 +176,38 @@ def test_one_writer_at_a_time(stack: Stack) -> None:
         with View([stack.lower, stack.upper]) as view:  # readers beside it
             assert view.exists("/etc")
     stack.open().close()
+
+
+def test_directories_that_do_not_fit_together_are_refused_with_a_reason(stack: Stack, tmp_path: Path) -> None:
+    inside, full = stack.lower / "etc", tmp_path / "full"
+    full.mkdir()
+    (full / "mine").touch()
+    for lowers, upper, work, words in (
+        ([stack.lower], inside, stack.work, "upper .*/lower/etc and lower .*/lower: one must not be in the other"),
+        ([stack.lower], stack.upper, inside, "work .*/lower/etc and lower"),
+        ([stack.upper], stack.upper, stack.work, "upper .* and lower .*: one must not be in the other"),
+        ([stack.lower], stack.upper, stack.upper, "upper .* and work .*: one must not be in the other"),
+        ([stack.lower], stack.upper, full, "work .* is not empty: it has 'mine'"),
+    ):
+        with pytest.raises(Unsupported, match=words):
+            Overlay(lowers, upper, work)
+    for lowers, upper, work in (
+        ([tmp_path / "no"], stack.upper, stack.work), ([stack.lower], tmp_path / "no", stack.work),
+        ([stack.lower], stack.upper, tmp_path / "no"),
+    ):  # fmt: skip
+        with pytest.raises(FileNotFoundError) as caught:
+            Overlay(lowers, upper, work)
+        assert str(caught.value.filename) == str(tmp_path / "no")
+    assert (full / "mine").exists()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+def test_a_work_directory_on_another_file_system_is_refused(stack: Stack) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        if os.stat(elsewhere).st_dev == os.stat(stack.upper).st_dev:
+            pytest.skip("the tests run on /dev/shm")
+        with pytest.raises(Unsupported, match="different file systems"):
+            Overlay([stack.lower], stack.upper, elsewhere)
 
 
 def test_what_a_killed_writer_left_is_cleared(stack: Stack) -> None:
