@@ -12,11 +12,11 @@ from libc.string cimport memcpy, strlen, strncmp
 
 from posix_at cimport (
     AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, FICLONE, NAME_MAX, O_CREAT, O_DIRECTORY, O_EXCL, O_NOATIME, O_NOFOLLOW,
-    O_NONBLOCK, O_RDONLY, O_WRONLY, PATH_MAX, RENAME_NOREPLACE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SEEK_DATA,
-    SEEK_HOLE, SEEK_SET, c_stat, close, copy_file_range, fchmod, fchmodat, fchownat, fgetxattr, flistxattr,
-    fsetxattr, fstat, fstatat, fsync, ftruncate, futimens, ioctl, lgetxattr, llistxattr, lseek, lsetxattr, mkdirat,
-    mknodat, mode_t, open_at, read_some, readlinkat, rename_at as c_rename_at, snprintf, ssize_t, symlinkat, timespec,
-    unlinkat, utimensat, write_full,
+    O_NONBLOCK, O_RDONLY, O_WRONLY, PATH_MAX, RENAME_NOREPLACE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SEEK_DATA, SEEK_HOLE,
+    SEEK_SET, c_stat, close, copy_file_range, fchmod, fchmodat, fchownat, fgetxattr, file_handle, flistxattr, fsetxattr,
+    fstat, fstatat, fsync, ftruncate, futimens, ioctl, lgetxattr, llistxattr, lseek, lsetxattr, mkdirat, mknodat,
+    mode_t, name_to_handle_at, open_at, read_some, readlinkat, rename_at as c_rename_at, snprintf, ssize_t, symlinkat,
+    timespec, unlinkat, utimensat, write_full,
 )
 
 import os
@@ -46,6 +46,25 @@ cdef struct Copy:
     bint cloned          # the data is here already
     bint plain           # read and write: copy_file_range will not do
 
+
+cdef struct Handle:          # a struct file_handle with room
+    unsigned int size        # of data (bytes)
+    int type
+    uint8_t[128] data
+
+cdef struct Origin:          # what trusted.overlay.origin holds: fs/overlayfs/overlayfs.h, struct ovl_fb
+    uint8_t version
+    uint8_t magic
+    uint8_t size             # of all of it that is used (bytes)
+    uint8_t flags
+    uint8_t type
+    uint8_t[16] uuid
+    uint8_t[128] handle
+
+cdef enum:
+    ORIGIN_MAGIC = 0xFB
+    ORIGIN_HEAD = 21         # bytes before the handle
+    BIG_ENDIAN = 1           # flags
 
 # --- data -----------------------------------------------------------------------------------------------------------
 
@@ -196,8 +215,35 @@ cdef int copy_xattrs(int src, const char* src_path, int dst, const char* dst_pat
     return status
 
 
+cdef int set_origin(
+    Copy* c, int src_dir, const char* src, const char* dst_path, const char* own, const uint8_t* uuid
+) noexcept nogil:
+    """Have the copy say which lower inode it comes from, so that a mount gives it the same number. 0 or -errno."""
+    cdef Handle handle
+    cdef char[64] mark
+    cdef Origin origin
+    cdef int mount_id, status
+    cdef int one = 1
+    handle.size = 128
+    if name_to_handle_at(src_dir, src, <file_handle*>&handle, &mount_id, 0) != 0:
+        return 0    # a file system without handles, or a sandbox: the copy gets a number of its own
+    origin.version = 0
+    origin.magic = ORIGIN_MAGIC
+    origin.size = <uint8_t>(ORIGIN_HEAD + handle.size)
+    origin.flags = 0 if (<uint8_t*>&one)[0] == 1 else BIG_ENDIAN
+    origin.type = <uint8_t>handle.type
+    memcpy(origin.uuid, uuid, 16)
+    memcpy(origin.handle, handle.data, handle.size)
+    snprintf(mark, 64, "%sorigin", own)
+    if (fsetxattr(c.dst, mark, &origin, origin.size, 0) if c.dst >= 0
+            else lsetxattr(dst_path, mark, &origin, origin.size, 0)) != 0:
+        status = -errno
+        return 0 if status in (-EOPNOTSUPP, -EPERM) else status    # user.* is for files and directories only
+    return 0
+
+
 cdef int finish(
-    Copy* c, int src_dir, const char* src, int work, const char* temp, const char* own, int what
+    Copy* c, int src_dir, const char* src, int work, const char* temp, const char* own, int what, const uint8_t* uuid
 ) noexcept nogil:
     """Owner, mode, xattrs, times, fsync of the temporary. 0 or -errno."""
     cdef char[PATH_MAX] src_path
@@ -226,6 +272,11 @@ cdef int finish(
     status = copy_xattrs(c.src, src_path, c.dst, dst_path, own)
     if status < 0:
         return status
+    # Of a hard link, what the copy comes from is not one name's to say: the kernel does so with index=on only.
+    if uuid != NULL and (c.st.st_nlink == 1 or (c.st.st_mode & <mode_t>S_IFMT) == <mode_t>S_IFDIR):
+        status = set_origin(c, src_dir, src, dst_path, own, uuid)
+        if status < 0:
+            return status
     if what & C_METACOPY and c.dst >= 0 and (c.st.st_mode & <mode_t>S_IFMT) == <mode_t>S_IFREG:
         snprintf(mark, 64, "%smetacopy", own)
         if fsetxattr(c.dst, mark, "", 0, 0) != 0:
@@ -332,7 +383,7 @@ cdef int copy_whole(
             break
         status = 0
     if status == 0:
-        status = finish(&c, src_dir, src, work, temp, own, what)
+        status = finish(&c, src_dir, src, work, temp, own, what, NULL)
     release(&c)
     if status == 0:
         status = publish(work, temp, dst_dir, dst, what)
@@ -348,11 +399,12 @@ cdef object fail(int status, bytes name):
 
 
 def copy_up(int src_dir, bytes src not None, int work, bytes temp not None, int dst_dir, bytes dst not None,
-            bytes own not None, int what=0) -> None:
+            bytes own not None, int what=0, bytes uuid not None=b"") -> None:
     """Copy one inode of any kind: `src` below src_dir, made as `temp` below work, renamed to `dst` below dst_dir.
 
     own   prefix of the xattrs that stay behind ("trusted.overlay." or "user.overlay."), escaped ones excepted
     what  NO_DATA | METACOPY | SYNC | KEEP_TIMES
+    uuid  the source's file system, 16 bytes: the copy says where it comes from (xattr origin). b"": it does not
 
     A directory comes without what is in it. Reflink, else copy_file_range, else read and write; holes are kept. OSError
     with src; nothing is left in work then. Checks for signals every 64 MiB.
@@ -362,8 +414,11 @@ def copy_up(int src_dir, bytes src not None, int work, bytes temp not None, int 
     cdef const char* temp_name = temp
     cdef const char* dst_name = dst
     cdef const char* prefix = own
+    cdef const uint8_t* fs = <const uint8_t*><const char*>uuid if uuid else NULL
     cdef Copy c
     cdef int status
+    if len(uuid) not in (0, 16):
+        raise ValueError(f"copy_up: a uuid has 16 bytes, not {len(uuid)}")
     with nogil:
         status = begin(&c, src_dir, src_name, work, temp_name, what)
     if status < 0:
@@ -380,7 +435,7 @@ def copy_up(int src_dir, bytes src not None, int work, bytes temp not None, int 
             PyErr_CheckSignals()
         if status == 0:
             with nogil:
-                status = finish(&c, src_dir, src_name, work, temp_name, prefix, what)
+                status = finish(&c, src_dir, src_name, work, temp_name, prefix, what, fs)
                 if status == 0:
                     status = publish(work, temp_name, dst_dir, dst_name, what)
         if status < 0:

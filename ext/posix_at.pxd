@@ -52,6 +52,12 @@ cdef extern from "<fcntl.h>" nogil:
     enum: O_NONBLOCK, O_NOATIME, O_TMPFILE, AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH, AT_REMOVEDIR, AT_SYMLINK_FOLLOW
     enum: POSIX_FADV_SEQUENTIAL, POSIX_FADV_WILLNEED
 
+    struct file_handle:
+        unsigned int handle_bytes
+        int handle_type
+        unsigned char f_handle[1]    # as many as handle_bytes says
+    int name_to_handle_at(int dir_fd, const char* name, file_handle* out, int* mount_id, int flags)
+
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_read "read"(int fd, void* buffer, size_t size)
     ssize_t c_pread "pread"(int fd, void* buffer, size_t size, off_t offset)

@@ -95,6 +95,16 @@ def test_mount_and_umount(good: Run, tmp_path: Path) -> None:
     assert good("umount", "box")[0] == 1
 
 
+def test_exec_runs_a_program_in_the_container(good: Run) -> None:
+    """base:1 has no program to run, so the command line is shown to say so; tests/test_inside.py runs some."""
+    peers.need_root("mounts")
+    code, out, err = good("exec", "box", "--", "/bin/missing", "--flag")
+    assert (code, out) == (1, "")
+    assert err == "overlaykit: /bin/missing: No such file or directory\n"
+    assert good("shell", "box")[0] == 1
+    assert output(good("cat", "box", "/etc/motd")) == "welcome\n"
+
+
 def test_save_writes_every_form(good: Run, tmp_path: Path) -> None:
     for form, name in (("docker-archive", "d.tar"), ("oci-archive", "o.tar"), ("oci-dir", "o")):
         output(good("save", "--format", form, "base:1", tmp_path / name))

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from kernel_overlay import SCRATCH, needs_kernel_overlay, why_not
+from kernel_overlay import SCRATCH, mounted, needs_kernel_overlay, why_not
 from overlay_fuzz import Case, KernelOs, Maker, Profile, Runner, Side, differs, make_case, run_case
+
+from overlaykit.overlay import Overlay
 
 pytestmark = needs_kernel_overlay
 
@@ -42,6 +44,11 @@ def case(layers: list[list[Any]], *program: Any, profile: Profile | None = None)
 
 
 FOUND = {
+    # Whiteouts of all layers were noted under one value, so a name that two layers hide was taken out of a listing twice.
+    "hidden_by_two_layers": case(
+        [[("whiteout", "c/c", None, LOOK)], [("xwhiteout", "c/c", None, LOOK)], [("file", "c/d", ("z", 1), LOOK)]],
+        ("listdir", "c"), ("stat", "c/c"),
+    ),
     # removexattr of a user xattr asked the lower file first and said ENODATA. The kernel looks at the kind of file before it
     # looks for the xattr: EPERM for a device.
     "user_xattr_of_a_device": case(
@@ -200,3 +207,76 @@ BothSides.TestCase.settings = settings(
     max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestBothSides = needs_kernel_overlay(BothSides.TestCase)
+
+
+# --- inode numbers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """A lower with every kind of file on the file system of upper and work."""
+    for name in ("lower/dir/sub", "lower/other", "upper", "work", "theirs", "scrap", "merged"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("dir/file", "dir/sub/deep", "dir/moved"):
+        (tmp_path / "lower" / name).write_text(name)
+    (tmp_path / "lower/dir/link").symlink_to("file")
+    os.mkfifo(tmp_path / "lower/dir/pipe")
+    (tmp_path / "lower/other/a").write_text("hard link")
+    os.link(tmp_path / "lower/other/a", tmp_path / "lower/other/b")
+    return tmp_path
+
+
+def numbers(merged: Path) -> dict[str, int]:
+    """st_ino by path; what a listing says must be the same."""
+    out = {}
+    for top, _, _ in os.walk(merged):
+        for entry in os.scandir(top):
+            out[entry.path] = entry.stat(follow_symlinks=False).st_ino
+            assert entry.inode() == out[entry.path], entry.path
+    return out
+
+
+def change(fs: Any, root: str) -> None:
+    """Copy up all of `numbered` but what moves."""
+    for name in ("dir/file", "dir/sub/deep", "dir/sub", "dir"):
+        fs.chmod(f"{root}/{name}", 0o700)
+    for name in ("dir/link", "dir/pipe"):
+        fs.utime(f"{root}/{name}", ns=(1, 1), follow_symlinks=False)
+    fs.chmod(f"{root}/other/a", 0o600)
+
+
+def test_a_mount_gives_our_copies_the_numbers_of_their_lower_files(numbered: Path) -> None:
+    lower, merged = numbered / "lower", numbered / "merged"
+    with mounted([lower], numbered / "upper", numbered / "work", merged):
+        before = numbers(merged)
+    with Overlay([lower], numbered / "upper", numbered / "work") as overlay:
+        change(overlay, "")
+        overlay.rename("/dir/moved", "/other/moved")
+    with mounted([lower], numbered / "upper", numbered / "work", merged):
+        after = numbers(merged)
+    assert after.pop(f"{merged}/other/moved") == before.pop(f"{merged}/dir/moved")
+    broken = f"{merged}/other/a"  # of a hard link, index=off
+    assert after.pop(broken) != before.pop(broken)
+    assert after == before
+
+
+@pytest.mark.parametrize("userxattr", [False, True])
+def test_we_write_the_same_origin_as_the_kernel(numbered: Path, userxattr: bool) -> None:
+    lower, merged, ours, theirs = (numbered / name for name in ("lower", "merged", "upper", "theirs"))
+    with mounted([lower], theirs, numbered / "scrap", merged, userxattr=userxattr):
+        change(os, str(merged))
+    with Overlay([lower], ours, numbered / "work", userxattr=userxattr) as overlay:
+        change(overlay, "")
+
+    def marks(upper: Path) -> dict[str, dict[str, bytes]]:
+        return {
+            str(path.relative_to(upper)): {
+                name: os.getxattr(path, name, follow_symlinks=False)
+                for name in os.listxattr(path, follow_symlinks=False)
+                if name.endswith((".origin", ".impure"))
+            }
+            for path in (upper, *upper.rglob("*"))
+        }
+
+    assert marks(ours) == marks(theirs)
+    assert sum(map(len, marks(ours).values())) >= 8

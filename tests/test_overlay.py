@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -175,6 +176,38 @@ def test_one_writer_at_a_time(stack: Stack) -> None:
         with View([stack.lower, stack.upper]) as view:  # readers beside it
             assert view.exists("/etc")
     stack.open().close()
+
+
+def test_directories_that_do_not_fit_together_are_refused_with_a_reason(stack: Stack, tmp_path: Path) -> None:
+    inside, full = stack.lower / "etc", tmp_path / "full"
+    full.mkdir()
+    (full / "mine").touch()
+    for lowers, upper, work, words in (
+        ([stack.lower], inside, stack.work, "upper .*/lower/etc and lower .*/lower: one must not be in the other"),
+        ([stack.lower], stack.upper, inside, "work .*/lower/etc and lower"),
+        ([stack.upper], stack.upper, stack.work, "upper .* and lower .*: one must not be in the other"),
+        ([stack.lower], stack.upper, stack.upper, "upper .* and work .*: one must not be in the other"),
+        ([stack.lower], stack.upper, full, "work .* is not empty: it has 'mine'"),
+    ):
+        with pytest.raises(Unsupported, match=words):
+            Overlay(lowers, upper, work)
+    for lowers, upper, work in (
+        ([tmp_path / "no"], stack.upper, stack.work), ([stack.lower], tmp_path / "no", stack.work),
+        ([stack.lower], stack.upper, tmp_path / "no"),
+    ):  # fmt: skip
+        with pytest.raises(FileNotFoundError) as caught:
+            Overlay(lowers, upper, work)
+        assert str(caught.value.filename) == str(tmp_path / "no")
+    assert (full / "mine").exists()
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs a second file system")
+def test_a_work_directory_on_another_file_system_is_refused(stack: Stack) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        if os.stat(elsewhere).st_dev == os.stat(stack.upper).st_dev:
+            pytest.skip("the tests run on /dev/shm")
+        with pytest.raises(Unsupported, match="different file systems"):
+            Overlay([stack.lower], stack.upper, elsewhere)
 
 
 def test_what_a_killed_writer_left_is_cleared(stack: Stack) -> None:
@@ -365,17 +398,32 @@ def test_conveniences(overlay: Overlay) -> None:
 # --- what real programs do -------------------------------------------------------------------------------------------
 
 
-def test_a_database_with_wal_lives_in_upper(overlay: Overlay, stack: Stack) -> None:
+def test_a_database_with_wal_is_made_used_and_found_again(overlay: Overlay, stack: Stack) -> None:
+    """SQLite wants a path. A directory that only upper has is one directory on disk, so its descriptor leads there."""
     overlay.makedirs("/var/db")
-    overlay.write_bytes("/var/db/x.sqlite", b"")
-    place = f"/proc/self/fd/{os.open(stack.upper / 'var' / 'db', os.O_PATH)}"
-    with sqlite3.connect(f"{place}/x.sqlite") as db:
-        db.execute("pragma journal_mode=wal")
+
+    def connect(overlay: Overlay) -> tuple[sqlite3.Connection, int]:
+        fd = overlay.open_fd("/var/db", os.O_PATH | os.O_DIRECTORY)
+        return sqlite3.connect(f"/proc/self/fd/{fd}/x.sqlite"), fd
+
+    db, fd = connect(overlay)
+    assert db.execute("pragma journal_mode=wal").fetchone() == ("wal",)
+    with db:
         db.execute("create table t (n)")
         db.executemany("insert into t values (?)", [(i,) for i in range(1000)])
+    assert {"x.sqlite", "x.sqlite-wal", "x.sqlite-shm"} == set(overlay.listdir("/var/db"))
     db.close()
-    os.close(int(place.rpartition("/")[2]))
-    assert overlay.read_bytes("/var/db/x.sqlite")[:6] == b"SQLite"
+    os.close(fd)
+    overlay.close()
+    with stack.open() as again:
+        db, fd = connect(again)
+        with db:
+            db.execute("delete from t where n % 2")
+        assert db.execute("select count(*), sum(n) from t").fetchone() == (500, sum(range(0, 1000, 2)))
+        assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+        db.close()
+        os.close(fd)
+        assert again.read_bytes("/var/db/x.sqlite")[:6] == b"SQLite"
 
 
 def test_an_editors_save_by_rename(overlay: Overlay, stack: Stack) -> None:
@@ -427,3 +475,16 @@ def test_unpacking_a_wheel(overlay: Overlay, tmp_path: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(wheel.read(info))
     assert len(overlay.glob("/site-packages/**/*.py", recursive=True)) == 100
+
+
+def test_copying_a_tree_of_twenty_thousand_files(stack: Stack) -> None:
+    for i in range(200):
+        (stack.lower / "many" / f"d{i:03}").mkdir(parents=True)
+        for j in range(100):
+            (stack.lower / "many" / f"d{i:03}" / f"f{j}").write_text(f"{i} {j}")
+    with stack.open() as overlay:
+        overlay.copytree("/many", "/copy")
+        found = {f"{top}/{name}"[5:] for top, _, names in overlay.walk("/copy") for name in names}
+        assert len(found) == 20_000
+        assert all(overlay.read_bytes(f"/copy{path}") == overlay.read_bytes(f"/many{path}") for path in sorted(found)[::97])
+        assert not (stack.upper / "many").exists()

@@ -11,7 +11,15 @@ SYNC: int
 KEEP_TIMES: int
 
 def copy_up(
-    src_dir: int, src: bytes, work: int, temp: bytes, dst_dir: int, dst: bytes, own: bytes, what: int = 0
+    src_dir: int,
+    src: bytes,
+    work: int,
+    temp: bytes,
+    dst_dir: int,
+    dst: bytes,
+    own: bytes,
+    what: int = 0,
+    uuid: bytes = b"",
 ) -> None: ...
 def copy_up_many(
     src_dirs: npt.NDArray[np.int32],

@@ -34,6 +34,8 @@ COMMANDS: dict[str, dict[str, str]] = {
         "commit": "container",
         "mount": "container",
         "umount": "container",
+        "exec": "inside",
+        "shell": "inside",
     },
     "Files in a container": {"cp": "copy", "ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},

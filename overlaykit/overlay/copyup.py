@@ -7,6 +7,7 @@ opened again. A directory that gains a name by copy-up keeps its times, as with 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -23,6 +24,8 @@ R = TypeVar("R")
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4  # renameat2(2)
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+ORIGIN, IMPURE = "origin", "impure"
+FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h
 DEFAULT_ACL = "system.posix_acl_default"
 
 
@@ -39,6 +42,7 @@ class Upper:
         self.metacopy = metacopy
         self.sync = copyup.SYNC if sync else 0
         self._count = 0
+        self._uuids: dict[int, bytes] = {}
 
     def temp(self) -> str:
         """A name that is free in work."""
@@ -54,6 +58,45 @@ class Upper:
         except OSError:
             pass
 
+    # --- where a copy comes from ----------------------------------------------------------------------------------
+    #
+    # A mount gives a copy the inode number of the lower file that its xattr `origin` names, in a listing only where the
+    # directory is marked `impure`. Written for mounts to come: in process the number is that of the file in upper.
+
+    def uuid(self, layer: int) -> bytes:
+        """What the kernel knows the file system of `layer` by; b"" if it is not upper's, or the kernel does not tell."""
+        known = self._uuids.get(layer)
+        if known is None:
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.stack.layers[layer].root.fd)
+            try:
+                answer = bytearray(17)  # its length, and the uuid
+                if os.fstat(fd).st_dev == os.fstat(self.work.fd).st_dev:
+                    fcntl.ioctl(fd, FS_IOC_GETFSUUID, answer)
+            except OSError as e:
+                if e.errno not in (errno.ENOTTY, errno.EINVAL):  # before Linux 6.9
+                    raise
+                answer[0] = 0
+            finally:
+                os.close(fd)
+            known = self._uuids[layer] = bytes(answer[1:]) if answer[0] == 16 else b""
+        return known
+
+    def mark_impure(self, node: Node) -> None:
+        """Say of directory `node` of upper that names in it come from lowers."""
+        if node.impure:
+            return
+        try:
+            self.markers.set(node.upper_fd, ".", IMPURE, b"y")
+        except OSError as e:
+            if e.errno not in (errno.EPERM, errno.EOPNOTSUPP):  # as the kernel: it is about numbers only
+                raise
+        node.impure = True
+
+    def moves(self, old: Node, name: str, new: Node) -> None:
+        """`name` of upper is about to move from directory `old` to `new`."""
+        if old is not new and self.markers.get(old.upper_fd, name, ORIGIN) is not None:
+            self.mark_impure(new)
+
     # --- copy-up --------------------------------------------------------------------------------------------------
 
     def copy_up_dir(self, node: Node) -> None:
@@ -67,10 +110,13 @@ class Upper:
         try:  # another thread's node may have been here
             fd = os.open(node.name, DIRECTORY, dir_fd=to)
         except FileNotFoundError:
-            source = self.stack.lower(node, node.lowers[0][0])
+            layer = node.lowers[0][0]
+            source = self.stack.lower(node, layer)
             name = os.fsencode(node.name)
             temp = os.fsencode(self.temp())
-            copyup.copy_up(source.fd, b".", self.work.fd, temp, to, name, self.markers.own, copyup.KEEP_TIMES)
+            if uuid := self.uuid(layer):
+                self.mark_impure(node.parent)
+            copyup.copy_up(source.fd, b".", self.work.fd, temp, to, name, self.markers.own, copyup.KEEP_TIMES, uuid)
             fd = os.open(node.name, DIRECTORY, dir_fd=to)
         node.set_upper(Handle(fd))
         self.stack.opened += 1
@@ -88,6 +134,8 @@ class Upper:
         lower = self.stack.lower(node, found.layer)
         own, temp, to = self.markers.own, os.fsencode(self.temp()), os.fsencode(name)
         regular = stat.S_ISREG(found.st.st_mode)
+        if uuid := self.uuid(found.layer):
+            self.mark_impure(node)
         if regular and not data:
             what |= copyup.NO_DATA
         elif regular and self.markers.is_metacopy(found.st, lower.fd, name):
@@ -95,7 +143,7 @@ class Upper:
             return
         elif regular and attributes and self.metacopy and found.st.st_size:
             what |= copyup.METACOPY
-        copyup.copy_up(lower.fd, to, self.work.fd, temp, node.upper_fd, to, own, what)
+        copyup.copy_up(lower.fd, to, self.work.fd, temp, node.upper_fd, to, own, what, uuid)
 
     def _copy_up_in_two(self, node: Node, name: str, found: Found) -> None:
         """Copy up a lower metacopy: attributes from there, data from where they are."""
@@ -104,7 +152,15 @@ class Upper:
         work, half, temp = self.work.fd, self.temp(), self.temp()
         flags = copyup.NO_DATA
         copyup.copy_up(
-            lower.fd, os.fsencode(name), work, os.fsencode(half), work, os.fsencode(temp), self.markers.own, flags
+            lower.fd,
+            os.fsencode(name),
+            work,
+            os.fsencode(half),
+            work,
+            os.fsencode(temp),
+            self.markers.own,
+            flags,
+            self.uuid(found.layer),
         )
         try:
             self._fill(source, base, work, temp, found.st, keep_time=True)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from enum import IntEnum
 from typing import Protocol
 
-from overlaykit._ext import inroot
-from overlaykit.overlay.markers import Markers, is_whiteout_device
+import numpy as np
+
+from overlaykit._ext import inroot, listing
+from overlaykit.overlay.markers import Markers
 from overlaykit.overlay.nodes import Handle
 from overlaykit.tree.table import Flag, Kind, Tree
-from overlaykit.tree.whiteout import OPAQUE, WHITEOUT
+from overlaykit.tree.whiteout import OPAQUE
 
 
 class Look(IntEnum):
@@ -30,12 +31,9 @@ class Look(IntEnum):
     ABSENT = 5
 
 
-LOOKS = [Look.OTHER] * (max(Kind) + 1)
+LOOKS = np.full(max(Kind) + 1, Look.OTHER, np.uint8)  # of each Kind
 LOOKS[Kind.DIR], LOOKS[Kind.SYMLINK], LOOKS[Kind.FILE] = Look.DIR, Look.LINK, Look.FILE
 LOOKS[Kind.WHITEOUT] = Look.WHITEOUT
-
-
-FEW = 64  # children of a directory that are looked at one by one, before all that lies below it is read at once
 
 
 class Layer(Protocol):
@@ -47,8 +45,11 @@ class Layer(Protocol):
     def look(self, directory: Handle | None, path: str) -> Look:
         """What `path` is; `directory` is its parent, where the caller has it open."""
 
-    def entries(self, directory: Handle | None, path: str) -> Iterator[tuple[str, Look]]:
-        """Every name in directory `path`, whiteouts included."""
+    def put_names(self, directory: Handle | None, path: str, number: int, names: dict[str, int]) -> list[str]:
+        """Put into `names` what directory `path` has and `names` lacks: name -> number << 2 | its Look.
+
+        Gives the names of whiteouts, which stand there until all layers are in.
+        """
 
     def is_opaque(self, directory: Handle | None, path: str) -> bool: ...
 
@@ -63,6 +64,36 @@ def open_directory(root: int, path: str) -> Handle:
 
 def last(path: str) -> str:
     return path.rpartition("/")[2] or "."
+
+
+def look_of(st: os.stat_result, directory: int, name: str, markers: Markers) -> Look:
+    """What `name` in descriptor `directory` is, which looks like `st`."""
+    if stat.S_ISDIR(st.st_mode):
+        return Look.DIR
+    if markers.is_whiteout(st, directory, name):
+        return Look.WHITEOUT
+    return Look.FILE if stat.S_ISREG(st.st_mode) else Look.LINK if stat.S_ISLNK(st.st_mode) else Look.OTHER
+
+
+def read_names(directory: int, markers: Markers, number: int, names: dict[str, int]) -> list[str]:
+    """Layer.put_names for a directory on disk, given its descriptor."""
+    gone: list[str] = []
+    unsure: list[str] = []
+    fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        listing.from_disk(fd, number, names, unsure, markers.has_xattr_whiteouts(directory))
+    finally:
+        os.close(fd)
+    for name in unsure:
+        try:
+            look = look_of(os.stat(name, dir_fd=directory, follow_symlinks=False), directory, name, markers)
+        except FileNotFoundError:  # removed since; a lower name would not show, but for a whiteout
+            look = Look.WHITEOUT
+        if look is Look.WHITEOUT:
+            gone.append(name)
+        else:
+            names[name] = number << 2 | look
+    return gone
 
 
 class DiskLayer:
@@ -83,35 +114,11 @@ class DiskLayer:
             st = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return Look.ABSENT
-        if stat.S_ISDIR(st.st_mode):
-            return Look.DIR
-        if self.markers.is_whiteout(st, parent.fd, name):
-            return Look.WHITEOUT
-        return Look.FILE if stat.S_ISREG(st.st_mode) else Look.LINK if stat.S_ISLNK(st.st_mode) else Look.OTHER
+        return look_of(st, parent.fd, name, self.markers)
 
-    def entries(self, directory: Handle | None, path: str) -> Iterator[tuple[str, Look]]:
+    def put_names(self, directory: Handle | None, path: str, number: int, names: dict[str, int]) -> list[str]:
         directory = directory or open_directory(self.root.fd, path)
-        xattr_whiteouts = self.markers.has_xattr_whiteouts(directory.fd)
-        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory.fd)
-        try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    if entry.is_file(follow_symlinks=False):
-                        gone = (
-                            xattr_whiteouts
-                            and entry.stat(follow_symlinks=False).st_size == 0
-                            and self.markers.get(directory.fd, entry.name, WHITEOUT) is not None
-                        )
-                        yield entry.name, Look.WHITEOUT if gone else Look.FILE
-                    elif entry.is_dir(follow_symlinks=False):
-                        yield entry.name, Look.DIR
-                    elif entry.is_symlink():
-                        yield entry.name, Look.LINK
-                    else:
-                        gone = is_whiteout_device(entry.stat(follow_symlinks=False))
-                        yield entry.name, Look.WHITEOUT if gone else Look.OTHER
-        finally:
-            os.close(fd)
+        return read_names(directory.fd, self.markers, number, names)
 
     def is_opaque(self, directory: Handle | None, path: str) -> bool:
         parent = self.parent(directory, path)
@@ -133,29 +140,14 @@ class TreeLayer:
 
     def look(self, directory: Handle | None, path: str) -> Look:
         row = self.tree.find(path)
-        return Look.ABSENT if row < 0 else LOOKS[self.tree.kind[row]]
+        return Look.ABSENT if row < 0 else Look(LOOKS[self.tree.kind[row]])
 
-    def entries(self, directory: Handle | None, path: str) -> Iterator[tuple[str, Look]]:
-        tree = self.tree
+    def put_names(self, directory: Handle | None, path: str, number: int, names: dict[str, int]) -> list[str]:
+        tree, gone = self.tree, list[str]()
         row = tree.find(path)
-        if row < 0:
-            return
-        skip = len(os.fsencode(path)) + (1 if path else 0)
-        ends, end, child = tree.ends, int(tree.ends[row]), row + 1
-        for _ in range(FEW):
-            if child >= end:
-                return
-            yield os.fsdecode(tree.paths[child][skip:]), LOOKS[tree.kind[child]]
-            child = int(ends[child])
-        # Many names: one slice for the rest of the subtree, since a call into numpy a row would cost more than all else.
-        start = tree.paths.start[child : end + 1].tolist()
-        last_rows, kinds = ends[child:end].tolist(), tree.kind[child:end].tolist()
-        base, first = start[0], child
-        data = tree.paths.arena[base : start[-1]].tobytes()
-        while child < end:
-            at = child - first
-            yield os.fsdecode(data[start[at] - base + skip : start[at + 1] - base]), LOOKS[kinds[at]]
-            child = last_rows[at]
+        if row >= 0:
+            listing.from_tree(tree.paths.arena, tree.paths.start, tree.kind, tree.ends, LOOKS, row, number, names, gone)
+        return gone
 
     def is_opaque(self, directory: Handle | None, path: str) -> bool:
         row = self.tree.find(path)
@@ -165,4 +157,4 @@ class TreeLayer:
         return None  # a Tree has none: see View, trees
 
 
-__all__ = ["DiskLayer", "Layer", "Look", "TreeLayer", "last", "open_directory"]
+__all__ = ["DiskLayer", "Layer", "Look", "TreeLayer", "last", "open_directory", "read_names"]

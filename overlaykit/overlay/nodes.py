@@ -37,8 +37,8 @@ class Node:
     """
 
     __slots__ = (
-        "asked", "children", "dead", "foreign", "handles", "lowers", "name", "names", "parent", "redirect", "upper",
-        "upper_fd",
+        "asked", "children", "dead", "foreign", "handles", "impure", "lowers", "name", "names", "parent", "redirect",
+        "upper", "upper_fd",
     )  # fmt: skip
 
     def __init__(self, parent: Node | None, name: str, upper: Handle | None, lowers: tuple[tuple[int, str], ...]) -> None:
@@ -52,6 +52,7 @@ class Node:
         self.asked = 0  # lookups in the lowers so far
         self.dead = False  # removed: a path that was remembered for it is void
         self.foreign: bool | None = None  # whether upper has whiteouts of names that no lower has; None: not looked yet
+        self.impure = False  # upper is marked as having names that came up from a lower; False: not that we know
         self.upper: Handle | None
         self.upper_fd: int
         self.set_upper(upper)

@@ -112,6 +112,7 @@ def move(overlay: Overlay, old: Place, new: Place) -> None:
     overlay._lift(old, attributes=True)
     set_data_redirect(overlay, old, samedir=old.node is new.node)
     upper.copy_up_dir(new.node)
+    upper.moves(old.node, old.name, new.node)
     source, target = os.fsencode(old.name), os.fsencode(new.name)
     if merged:
         set_redirect(overlay, old, samedir=old.node is new.node)
@@ -152,6 +153,8 @@ def exchange(overlay: Overlay, old: Place, new: Place) -> None:
     for place in (old, new):
         overlay._lift(place, attributes=True)
         set_data_redirect(overlay, place, samedir=old.node is new.node)
+    upper.moves(old.node, old.name, new.node)
+    upper.moves(new.node, new.name, old.node)
     for (a, b), has_lowers in zip(moved, merged, strict=True):
         if has_lowers:
             set_redirect(overlay, a, samedir=a.node is b.node)

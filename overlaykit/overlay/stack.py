@@ -87,14 +87,11 @@ class Stack:
         if node.names is not None:
             return node.names
         names: dict[str, int] = {}
-        gone: set[str] = set()
+        gone: list[str] = []
         for layer, path in node.lowers:
-            for name, look in self.layers[layer].entries(self.live(node, layer), path):
-                if name not in names and name not in gone:
-                    if look is Look.WHITEOUT:
-                        gone.add(name)
-                    else:
-                        names[name] = layer << 2 | look
+            gone += self.layers[layer].put_names(self.live(node, layer), path, layer, names)
+        for name in gone:
+            del names[name]
         node.names = names
         return names
 

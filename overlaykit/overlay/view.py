@@ -7,19 +7,19 @@ nowhere but into the merged tree. str or bytes, as in os.
 from __future__ import annotations
 
 import builtins
-import contextlib
 import errno
 import functools
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from os import stat as os_stat
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, overload
 
 from overlaykit.overlay.entries import DirEntry, Entries
-from overlaykit.overlay.layers import DiskLayer, Layer, Look, TreeLayer
-from overlaykit.overlay.markers import Markers, is_whiteout_device, place
+from overlaykit.overlay.layers import DiskLayer, Layer, TreeLayer, read_names
+from overlaykit.overlay.markers import Markers, place
 from overlaykit.overlay.nodes import Found, Handle, Node
 from overlaykit.overlay.osnames import DOTS
 from overlaykit.overlay.readonly import ReadOnly
@@ -146,26 +146,23 @@ class View(ReadOnly):
             head, _, name = path.rpartition("/")
             node = self._known.get(head)
             if node is not None and not node.dead and name not in DOTS:
-                # The short way: a directory somebody has been to, and a name that upper has.
-                fd = node.upper_fd
-                if fd >= 0:
+                # The short way: a directory somebody has been to, and a file or directory that upper or a lower has.
+                if node.upper_fd >= 0:
                     try:
-                        st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                        st = os_stat(name, dir_fd=node.upper_fd, follow_symlinks=False)
                     except OSError:
                         pass
                     else:
                         kind = st.st_mode & 0o170000
                         if (kind == 0o100000 and st.st_size) or kind == 0o040000:
                             return st
-                elif node.names is not None:
-                    layer = node.names.get(name, -1) >> 2
-                    handle = node.handles.get(layer)
-                    if handle is not None:
-                        with contextlib.suppress(OSError):
-                            st = os.stat(name, dir_fd=handle.fd, follow_symlinks=False)
-                            kind = st.st_mode & 0o170000
-                            if (kind == 0o100000 and st.st_size) or kind == 0o040000:
-                                return st
+                        return self._stat(path, follow_symlinks)
+                names = node.names
+                if names is not None and (value := names.get(name, 0)) & 1:  # Look.FILE or Look.DIR
+                    try:
+                        return os_stat(name, dir_fd=node.handles[value >> 2].fd, follow_symlinks=False)
+                    except (OSError, KeyError):
+                        pass
         return self._stat(path, follow_symlinks)
 
     @names_path
@@ -258,39 +255,18 @@ class View(ReadOnly):
         return self._listing(self._resolver.directory(place))
 
     def _listing(self, node: Node) -> dict[str, int]:
-        """The names in `node`, each with its Look."""
+        """The names in `node`, the last two bits of each its Look. Nobody may change it."""
         if node.dead:
             return {}
-        names: dict[str, int] = {}
-        gone: list[str] = []
-        if node.upper_fd >= 0:
-            has_xattr_whiteouts = self._markers.has_xattr_whiteouts(node.upper_fd)
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=node.upper_fd)
-            try:
-                with os.scandir(fd) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            names[entry.name] = Look.DIR
-                        elif entry.is_file(follow_symlinks=False):
-                            names[entry.name] = Look.FILE
-                            if has_xattr_whiteouts:
-                                st = entry.stat(follow_symlinks=False)
-                                if self._markers.is_whiteout(st, node.upper_fd, entry.name):
-                                    gone.append(entry.name)
-                        elif entry.is_symlink():
-                            names[entry.name] = Look.LINK
-                        else:
-                            names[entry.name] = Look.OTHER
-                            if is_whiteout_device(entry.stat(follow_symlinks=False)):
-                                gone.append(entry.name)
-            finally:
-                os.close(fd)
-        else:  # whoever may not read the directory must not be served from memory
+        if node.upper_fd < 0:  # whoever may not read the directory must not be served from memory
             handle = self._stack.handle(node, node.lowers[0][0])
             os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=handle.fd))
-        for name, value in self._stack.lower_names(node).items():
-            if name not in names:
-                names[name] = value & 3
+            return self._stack.lower_names(node)
+        names: dict[str, int] = {}
+        gone = read_names(node.upper_fd, self._markers, 0, names)
+        lower = self._stack.lower_names(node)
+        if lower:
+            names = {**lower, **names} if names else lower
         for name in gone:
             del names[name]
         return names
@@ -306,10 +282,10 @@ class View(ReadOnly):
         if isinstance(given, bytes):
             prefix = given if given.endswith(b"/") else given + b"/"
             return Entries(
-                DirEntry(os.fsencode(name), prefix + os.fsencode(name), self._look, look) for name, look in names.items()
+                DirEntry(os.fsencode(name), prefix + os.fsencode(name), self._look, look & 3) for name, look in names.items()
             )
         base = given if given.endswith("/") else given + "/"
-        return Entries(DirEntry(name, base + name, self._look, look) for name, look in names.items())
+        return Entries(DirEntry(name, base + name, self._look, look & 3) for name, look in names.items())
 
     def _look(self, path: str | bytes, follow: bool) -> os.stat_result:
         return self.stat(path, follow_symlinks=follow)

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from overlaykit.errors import InUse, Unsupported
@@ -19,6 +20,19 @@ from overlaykit.tree.table import StrPath
 from overlaykit.tree.whiteout import WhiteoutFormat
 
 VOLATILE = "incompat/volatile"  # overlayfs.rst, "Volatile mount": an upper that may have lost writes
+
+
+def check_apart(lowers: Sequence[StrPath], upper: StrPath, work: StrPath) -> None:
+    """Unsupported if upper or work lies in a lower, or a lower in one of them: the kernel refuses that too (ELOOP).
+
+    What is written to upper would change a lower, and lowers must not change.
+    """
+    ours = [("upper", upper, os.path.realpath(upper) + "/"), ("work", work, os.path.realpath(work) + "/")]
+    for lower in lowers:
+        below = os.path.realpath(lower) + "/"
+        for what, directory, above in ours:
+            if below.startswith(above) or above.startswith(below):
+                raise Unsupported(f"{what} {directory} and lower {lower}: one must not be in the other")
 
 
 def open_work(upper: StrPath, work: StrPath, *, volatile: bool) -> tuple[Handle, Handle, Handle]:
@@ -36,6 +50,11 @@ def open_work(upper: StrPath, work: StrPath, *, volatile: bool) -> tuple[Handle,
         raise Unsupported(
             f"upper {upper} and work {work} are on different file systems",
             hint="choose a work directory beside upper: what is made there is renamed into it",
+        )
+    if strangers := sorted(set(os.listdir(lock.fd)) - {"work", "index"}):
+        raise Unsupported(
+            f"work {work} is not empty: it has {strangers[0]!r}",
+            hint="choose an empty directory, or the one that this upper was used with before",
         )
     try:
         fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,7 +26,7 @@ from overlaykit.overlay.osnames import DOTS
 from overlaykit.overlay.resolve import AnyPath, Last, Place, Raced, names_path
 from overlaykit.overlay.stack import Stack, fail
 from overlaykit.overlay.view import WRITES, open_layers
-from overlaykit.overlay.workdir import open_work, probe_format
+from overlaykit.overlay.workdir import check_apart, open_work, probe_format
 from overlaykit.tree.table import StrPath, Tree
 from overlaykit.tree.whiteout import WhiteoutFormat
 
@@ -68,6 +68,7 @@ class Overlay(Attributes):
             raise Unsupported("index=on is not implemented: hard links of lower files break when one is written to")
         if not lowers:
             raise ValueError("an overlay needs at least one lower directory")
+        check_apart([*lowers, *data], upper, work)
         upper_handle, inner, lock = open_work(upper, work, volatile=volatile)
         if userxattr is None:
             form = probe_format(inner)

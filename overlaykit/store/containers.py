@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ import msgspec
 from overlaykit.errors import InUse, NotFound, Unsupported
 from overlaykit.oci import Descriptor, Digest, RuntimeConfig
 from overlaykit.overlay import Overlay, View
+from overlaykit.overlay.inside import run_inside
 from overlaykit.overlay.mount import mount, unmount
 from overlaykit.overlay.upper import UpperLayer
 from overlaykit.store.committing import commit
@@ -253,6 +254,13 @@ class Container:
         if merged in targets:
             merged.rmdir()
         return targets
+
+    def run(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, directory: StrPath = "/") -> int:
+        """The exit status of program `argv`, run with its files as the root: see overlay/inside.py. InUse as for `fs`."""
+        what = self.fs.mount_spec()
+        self.close()
+        with self._unopened():
+            return run_inside(what, argv, env=env, directory=directory)
 
     def mounted_at(self) -> list[Path]:
         """Where this mount namespace shows its files, the oldest first. The kernel's own table says so, and no record."""

@@ -1,0 +1,159 @@
+"""Programs run with a merged tree as their root: as root and as an ordinary user, by the kernel and by fuse-overlayfs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import peers
+import pytest
+from users import SOMEBODY
+
+from overlaykit.errors import Unsupported
+from overlaykit.overlay import Mount, Overlay, inside, overlay_mount, run_inside
+from overlaykit.overlay.mount import libc
+
+PR_SET_DUMPABLE = 4  # prctl(2)
+SCRIPT = "echo new > /etc/motd && rm /etc/hosts && mkdir /made && id -u"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """lower has a shell with all it needs, etc/motd and etc/hosts; upper and work are empty."""
+    lower = tmp_path / "lower"
+    for name in ("lower/etc", "lower/dev", "lower/proc", "lower/tmp", "upper", "work"):
+        (tmp_path / name).mkdir(parents=True)
+    (lower / "etc/motd").write_text("old\n")
+    (lower / "etc/hosts").write_text("hosts\n")
+    wanted = set()
+    for tool in ("/bin/sh", "/bin/cat", "/bin/rm", "/bin/mkdir", "/usr/bin/id", "/bin/kill"):
+        wanted.add(tool)
+        listed = subprocess.run(["ldd", tool], capture_output=True, text=True, check=True).stdout.split()
+        wanted |= {word for word in listed if word.startswith("/")}
+    for path in sorted(wanted):
+        place = lower / path[1:]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(Path(path).read_bytes())
+        place.chmod(0o755)
+    return tmp_path
+
+
+def as_somebody(work: Callable[[], int]) -> int:
+    """What `work()` gives in a child process that is an ordinary user for good."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            os.setgroups([])
+            os.setresgid(SOMEBODY, SOMEBODY, SOMEBODY)
+            os.setresuid(SOMEBODY, SOMEBODY, SOMEBODY)
+            libc().prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's
+            status = work()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def refuse(what: Mount) -> Mount:
+    raise PermissionError(errno.EPERM, "no mounts here", what.target)
+
+
+def lines(base: Path) -> list[str]:
+    """The merged tree, as an Overlay sees it afterwards."""
+    with Overlay([base / "lower"], base / "upper", base / "work") as overlay:
+        return [*sorted(overlay.listdir("/etc")), overlay.path("/etc/motd").read_text(), str(overlay.isdir("/made"))]
+
+
+def test_root_runs_a_program_and_its_changes_are_in_upper(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    peers.need_root("mounts")
+    what = overlay_mount([base / "lower"], base / "upper", base / "work")
+    before = Path("/proc/self/mountinfo").read_text()
+    assert run_inside(what, ["sh", "-c", SCRIPT]) == 0
+    assert capfd.readouterr().out == "0\n"
+    assert lines(base) == ["motd", "new\n", "True"]
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
+def test_an_ordinary_user_is_root_inside(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    peers.need_root("becomes an ordinary user")
+    for path in (base, *base.rglob("*")):
+        os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)
+    for above in base.parents:
+        if above.stat().st_mode & 0o5 != 0o5:
+            above.chmod(above.stat().st_mode | 0o011)
+    with Overlay([base / "lower"], base / "upper", base / "work", userxattr=True) as overlay:
+        what = overlay.mount_spec()
+    assert as_somebody(lambda: run_inside(what, ["sh", "-c", SCRIPT])) == 0
+    assert capfd.readouterr().out == "0\n"
+    assert (base / "upper/etc/motd").read_text() == "new\n"
+    assert (base / "upper/etc/motd").stat().st_uid == SOMEBODY
+    assert (base / "upper/made").is_dir()
+
+
+def test_fuse_overlayfs_stands_in_and_does_not_stay(
+    base: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers.need_root("/dev/fuse is root's on many machines")
+    monkeypatch.setattr(inside, "mount", refuse)
+    assert run_inside(overlay_mount([base / "lower"], base / "upper", base / "work"), ["sh", "-c", SCRIPT]) == 0
+    assert capfd.readouterr().out == "0\n"
+    assert lines(base) == ["motd", "new\n", "True"]
+    upper = os.fsencode(base / "upper")
+    end = time.monotonic() + 10
+    while any(upper in command(pid) for pid in os.listdir("/proc") if pid.isdigit()):
+        assert time.monotonic() < end, "fuse-overlayfs is still there"
+        time.sleep(0.01)
+
+
+def command(pid: str) -> bytes:
+    """What process `pid` was started with, nothing if it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_the_exit_status_is_the_programs(base: Path) -> None:
+    peers.need_root("mounts")
+    what = overlay_mount([base / "lower"], base / "upper", base / "work")
+    assert run_inside(what, ["sh", "-c", "exit 7"]) == 7
+    assert run_inside(what, ["sh", "-c", "kill -9 $$"]) == 137
+    assert run_inside(what, ["sh", "-c", "test $A = b && test $PWD = /etc"], env={"A": "b"}, directory="/etc") == 0
+
+
+def test_nothing_of_the_host_but_devices_shows(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    peers.need_root("mounts")
+    (base / "secret").write_text("s")
+    what = overlay_mount([base / "lower"], base / "upper", base / "work")
+    assert run_inside(what, ["cat", f"{base}/secret"]) == 1
+    assert run_inside(what, ["sh", "-c", "cat /../../../etc/motd; echo x > /dev/null"]) == 0
+    assert capfd.readouterr().out == "old\n"
+
+
+def test_a_program_that_is_not_there_is_an_error_with_its_name(base: Path) -> None:
+    peers.need_root("mounts")
+    what = overlay_mount([base / "lower"], base / "upper", base / "work")
+    with pytest.raises(FileNotFoundError) as caught:
+        run_inside(what, ["missing"])
+    assert caught.value.filename == "missing"
+    with pytest.raises(FileNotFoundError):
+        run_inside(what, ["sh"], directory="/nowhere")
+    with pytest.raises(ValueError, match="no program"):
+        run_inside(what, [])
+
+
+def test_layers_that_are_not_there_are_an_error(base: Path) -> None:
+    peers.need_root("mounts")
+    with pytest.raises(OSError, match="No such file"):
+        run_inside(overlay_mount([base / "no"], base / "upper", base / "work"), ["sh"])
+
+
+def test_no_namespaces_is_unsupported_and_says_what_to_do(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inside, "CLONE_NEWNS", -1)  # flags that no kernel takes
+    with pytest.raises(Unsupported, match="namespace") as caught:
+        run_inside(overlay_mount([base / "lower"], base / "upper", base / "work"), ["sh"])
+    assert caught.value.hint
