@@ -259,7 +259,7 @@ class Container:
         """The exit status of program `argv`, run with its files as the root: see overlay/inside.py. InUse as for `fs`."""
         what = self.fs.mount_spec()
         self.close()
-        with self._unopened():
+        with self.quiet():
             return run_inside(what, argv, env=env, directory=directory)
 
     def mounted_at(self) -> list[Path]:
