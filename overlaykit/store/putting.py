@@ -164,6 +164,9 @@ class Putter:
 
     def _unnamed(self, path: str, entry: Entry, fill: Fill, owner: Owner) -> bool:
         """Make a file that gets its name when it is whole: who is killed leaves nothing half there. False: not here."""
+        link_fd = getattr(self.fs, "link_fd", None)
+        if link_fd is None:
+            return False
         try:
             fd = self.fs.open_fd(path.rpartition("/")[0] or "/", os.O_TMPFILE | os.O_WRONLY, 0o600)
         except OSError as e:
@@ -173,7 +176,7 @@ class Putter:
         try:
             fill(fd)
             self._dress(path, entry, owner, fd=fd)
-            self.fs.link_fd(path, fd)
+            link_fd(path, fd)
         finally:
             os.close(fd)
         return True
