@@ -103,6 +103,25 @@ def test_images_are_read_only(store: Store, src: Path, tmp_path: Path) -> None:
         store.cp("nobody:/etc", tmp_path / "etc")
 
 
+def test_a_volume_is_a_place_of_its_own(store: Store, box: overlaykit.Container, src: Path, tmp_path: Path) -> None:
+    volume = store.root / "volumes/data/_data"
+    volume.mkdir(parents=True)
+    (volume / "out").symlink_to(src)  # leads nowhere: the volume is its root
+    store.cp("box:/lib/deep", "volume:data:/")
+    store.cp(f"{src}/.", "volume:data:/deep", owner="5:6")
+    assert names(os, volume / "deep") == ["a.conf", "b.conf", "c.log", "er", "one", "sub", "two", "uno"]  # type: ignore[arg-type]
+    assert (volume / "deep/a.conf").stat().st_uid in (5, os.getuid() or 5)
+    store.cp("volume:data:/deep/a.conf", tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "a.conf\n"
+    with pytest.raises(FileNotFoundError, match=r"volume:data:/out/a\.conf"):
+        store.cp("volume:data:/out/a.conf", tmp_path / "back")
+    with pytest.raises(FileNotFoundError):
+        store.cp(src / "a.conf", "volume:data:/out/new")
+    for name in ("none", "..", "a b"):
+        with pytest.raises(NotFound):
+            store.cp(f"volume:{name}:/x", tmp_path / "back")
+
+
 # --- what is copied ---------------------------------------------------------------------------------------------------
 
 

@@ -48,9 +48,6 @@ class ReadOnly(OsNames, Protocol):
         self._reach(src, follow=follow_symlinks)
         self._refuse_name(dst)
 
-    def link_fd(self, path: AnyPath, fd: int) -> None:
-        self._refuse_name(path)
-
     def unlink(self, path: AnyPath) -> None:
         self._refuse_removal(path)
 

@@ -9,7 +9,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from overlaykit.errors import InvalidReference, Unsupported
@@ -18,6 +18,8 @@ from overlaykit.store.items import Fill, Item
 from overlaykit.store.places import Place
 from overlaykit.tree import Entry, Kind, Loss, Losses
 from overlaykit.tree.tarwrite import HOST_XATTRS
+
+Owner = tuple[int, int] | None  # uid and gid; None: whoever copies
 
 TEMPORARY = ".overlaykit-cp-"  # what a killed copy can leave behind begins so
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -54,12 +56,13 @@ class Owners:
                 raise InvalidReference(f"owner {how!r} is none", hint=f"one of {', '.join(self.WORDS)}, UID:GID")
             self.fixed = int(uid), int(gid)
 
-    def of(self, entry: Entry, before: os.stat_result) -> tuple[int, int] | None:
-        """Whose the copy of `entry` becomes, None for the caller. before: what was there, else its directory."""
+    def of(self, entry: Entry, look: Callable[[], os.stat_result]) -> Owner:
+        """Whose the copy of `entry` becomes, None for the caller. look: what was there, else its directory."""
         if self.fixed is not None:
             return self.fixed
         if self.how == "keep":
-            return before.st_uid, before.st_gid
+            st = look()
+            return st.st_uid, st.st_gid
         return None if self.how == "caller" else (entry.uid, entry.gid)
 
 
@@ -81,6 +84,7 @@ class Putter:
     ) -> None:
         self.place, self.fs, self.path, self.owners, self.losses = place, place.fs, place.path, owners, losses
         self.into, self.makes_parents = into, makes_parents
+        self._parent = ""  # the last one made
         self._directories: list[tuple[str, Entry]] = []  # whose times and modes are set last: writing changes the former
 
     def place_of(self, relative: str) -> str:
@@ -101,25 +105,27 @@ class Putter:
         if entry.kind == Kind.SOCKET:
             self._lose(entry, "a socket: no copy could be connected to")
             return
-        if self.makes_parents and "/" in entry.path:
-            self.fs.makedirs(path.rpartition("/")[0], IMPLIED_MODE, exist_ok=True)
+        parent = path.rpartition("/")[0] or "/"
+        if self.makes_parents and parent != self._parent:
+            self.fs.makedirs(parent, IMPLIED_MODE, exist_ok=True)
+            self._parent = parent
         before = self._gives_way(path, entry)
-        look = before or self.fs.stat(path.rpartition("/")[0] or "/")
+        owner = self.owners.of(entry, lambda: before or self.fs.stat(parent))
         if entry.kind == Kind.DIR:
             if before is None:
                 self.fs.mkdir(path, 0o700)
             elif not entry.path and self.into:
                 return
-            self._dress(path, entry, look, mode=entry.mode | 0o700)
+            self._dress(path, entry, owner, mode=entry.mode | 0o700)
             self._set_xattrs(path, entry)
             self._directories.append((path, entry))
         elif item.link is not None:
-            self._link(item, path, look)
+            self._link(item, path, owner)
         elif entry.kind == Kind.FILE:
             assert item.fill is not None
-            self._file(path, entry, item.fill, look)
+            self._file(path, entry, item.fill, owner, is_new=before is None)
         else:
-            self._special(path, entry, look)
+            self._special(path, entry, owner)
 
     def _gives_way(self, path: str, entry: Entry) -> os.stat_result | None:
         """What is at `path` now, None if nothing is. EISDIR, ENOTDIR for what must not be replaced by `entry`."""
@@ -143,35 +149,46 @@ class Putter:
                 self.fs.unlink(temporary)
             raise
 
-    def _file(self, path: str, entry: Entry, fill: Fill, look: os.stat_result) -> None:
+    def _file(self, path: str, entry: Entry, fill: Fill, owner: Owner, *, is_new: bool) -> None:
+        if is_new and not entry.xattrs and self._unnamed(path, entry, fill, owner):
+            return
         with self._beside(path) as temporary:
-            fd, is_named = self._new_file(temporary)
-            try:
-                fill(fd)
-                self._dress(temporary, entry, look, fd=fd)
-                if not is_named:
-                    self.fs.link_fd(temporary, fd)
-            finally:
-                os.close(fd)
+            if not self._unnamed(temporary, entry, fill, owner):
+                fd = self.fs.open_fd(temporary, NEW, 0o600)
+                try:
+                    fill(fd)
+                    self._dress(temporary, entry, owner, fd=fd)
+                finally:
+                    os.close(fd)
             self._set_xattrs(temporary, entry)
 
-    def _new_file(self, temporary: str) -> tuple[int, bool]:
-        """A new file's descriptor, and whether it has its name yet: without one, who is killed leaves nothing half there."""
+    def _unnamed(self, path: str, entry: Entry, fill: Fill, owner: Owner) -> bool:
+        """Make a file that gets its name when it is whole: who is killed leaves nothing half there. False: not here."""
+        link_fd = getattr(self.fs, "link_fd", None)
+        if link_fd is None:
+            return False
         try:
-            return self.fs.open_fd(temporary.rpartition("/")[0] or "/", os.O_TMPFILE | os.O_WRONLY, 0o600), False
+            fd = self.fs.open_fd(path.rpartition("/")[0] or "/", os.O_TMPFILE | os.O_WRONLY, 0o600)
         except OSError as e:
             if e.errno not in NO_TMPFILE:
                 raise
-            return self.fs.open_fd(temporary, NEW, 0o600), True
+            return False
+        try:
+            fill(fd)
+            self._dress(path, entry, owner, fd=fd)
+            link_fd(path, fd)
+        finally:
+            os.close(fd)
+        return True
 
-    def _special(self, path: str, entry: Entry, look: os.stat_result) -> None:
+    def _special(self, path: str, entry: Entry, owner: Owner) -> None:
         try:
             with self._beside(path) as temporary:
                 if entry.kind == Kind.SYMLINK:
                     self.fs.symlink(entry.link or "", temporary)
                 else:
                     self.fs.mknod(temporary, NODES[entry.kind] | 0o600, entry.rdev)
-                self._dress(temporary, entry, look)
+                self._dress(temporary, entry, owner)
                 self._set_xattrs(temporary, entry)
         except PermissionError:
             if entry.kind not in (Kind.CHAR, Kind.BLOCK):
@@ -179,7 +196,7 @@ class Putter:
             why = "only root can make devices" if os.geteuid() else "in a container it would be a whiteout"
             self._lose(entry, f"device {os.major(entry.rdev)}:{os.minor(entry.rdev)}: not made: {why}")
 
-    def _link(self, item: Item, path: str, look: os.stat_result) -> None:
+    def _link(self, item: Item, path: str, owner: Owner) -> None:
         assert item.link is not None
         try:
             with self._beside(path) as temporary:
@@ -190,13 +207,12 @@ class Putter:
         except OSError as e:
             if e.errno not in (errno.EXDEV, errno.EMLINK) or item.fill is None:
                 raise
-            self._file(path, item.entry, item.fill, look)  # a volume begins in between
+            self._file(path, item.entry, item.fill, owner, is_new=False)  # a volume begins in between
 
     # --- attributes ---------------------------------------------------------------------------------------------------
 
-    def _dress(self, path: str, entry: Entry, look: os.stat_result, *, mode: int | None = None, fd: int = -1) -> None:
+    def _dress(self, path: str, entry: Entry, owner: Owner, *, mode: int | None = None, fd: int = -1) -> None:
         """Owner, mode and time of `entry`, in the order in which none undoes another; fd: of a file, if open."""
-        owner = self.owners.of(entry, look)
         if owner is not None and os.geteuid() == 0:
             os.chown(fd, *owner) if fd >= 0 else self.fs.chown(path, *owner, follow_symlinks=False)
         elif owner is not None and self.owners.said and owner != (os.geteuid(), os.getegid()):
