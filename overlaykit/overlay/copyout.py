@@ -19,12 +19,13 @@ def move_names(source: Path, target: Path) -> None:
     """Move all that is in directory `source` to `target`, which gets its attributes. Names that `target` has stay."""
     source_fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        st = os.fstat(source_fd)  # before names that leave set its time
         target_fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             for name in map(os.fsencode, os.listdir(source_fd)):
                 with suppress(FileExistsError):
                     copyup.rename_at(source_fd, name, target_fd, name, NOREPLACE)
-            _copy_attributes(os.fstat(source_fd), {n: os.getxattr(source, n) for n in os.listxattr(source)}, target)
+            _copy_attributes(st, {n: os.getxattr(source, n) for n in os.listxattr(source)}, target)
             os.fsync(target_fd)
         finally:
             os.close(target_fd)
