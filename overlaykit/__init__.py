@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "overlaykit.store": "Container Snapshot Snapshotter Store StoredImage",
+    "overlaykit.store": "Container MountSpec Snapshot Snapshotter Store StoredImage Volume",
     "overlaykit.overlay": "Mount Overlay View mount unmount",
     "overlaykit.oci": "Digest Image ImageIndex Layer Layout Platform Reference open_image",
     "overlaykit.oci.disk": "PackedLayer apply_layer pack_layer squash_layers unpack",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from overlaykit.oci import Digest, Image, ImageIndex, Layer, Layout, Platform, Reference, open_image
     from overlaykit.oci.disk import PackedLayer, apply_layer, pack_layer, squash_layers, unpack
     from overlaykit.overlay import Mount, Overlay, View, mount, unmount
-    from overlaykit.store import Container, Snapshot, Snapshotter, Store, StoredImage
+    from overlaykit.store import Container, MountSpec, Snapshot, Snapshotter, Store, StoredImage, Volume
     from overlaykit.tree import (
         Change,
         Entry,
@@ -87,6 +87,7 @@ __all__ = [
     "Layout",
     "Loss",
     "Mount",
+    "MountSpec",
     "NotFound",
     "Overlay",
     "OverlaykitError",
@@ -103,6 +104,7 @@ __all__ = [
     "UnsafePath",
     "Unsupported",
     "View",
+    "Volume",
     "Waste",
     "WhiteoutFormat",
     "__version__",

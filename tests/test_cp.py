@@ -104,8 +104,7 @@ def test_images_are_read_only(store: Store, src: Path, tmp_path: Path) -> None:
 
 
 def test_a_volume_is_a_place_of_its_own(store: Store, box: overlaykit.Container, src: Path, tmp_path: Path) -> None:
-    volume = store.root / "volumes/data/_data"
-    volume.mkdir(parents=True)
+    volume = store.create_volume("data").mountpoint
     (volume / "out").symlink_to(src)  # leads nowhere: the volume is its root
     store.cp("box:/lib/deep", "volume:data:/")
     store.cp(f"{src}/.", "volume:data:/deep", owner="5:6")

@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Containers": {
         "create": "container",
         "ps": "container",
+        "rename": "container",
         "rm": "container",
         "diff": "container",
         "commit": "container",
@@ -37,6 +38,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "exec": "inside",
         "shell": "inside",
     },
+    "Volumes": {"volume": "volume"},
     "Files in a container": {"cp": "copy", "ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},
     "First steps": {"tour": "tour", "completion": "completion"},

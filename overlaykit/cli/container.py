@@ -1,7 +1,8 @@
-"""Commands about containers: create, ps, rm, diff, commit, mount, umount."""
+"""Commands about containers: create, ps, rename, rm, diff, commit, mount, umount."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -24,23 +25,85 @@ from overlaykit.cli.output import (
     shown,
     with_store,
 )
+from overlaykit.cli.volume import pairs
 from overlaykit.store import Container, Store
+from overlaykit.store.mountspec import parse_mount, parse_volume
 
 
-@click.command("create")
+class ImageThenCommand(click.Command):
+    """Options may stand on both sides of IMAGE; what comes after the first word of COMMAND belongs to that."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = False
+        rest = self._words(ctx, args)
+        if len(rest) > 1 and rest[1].startswith("-"):
+            command = self._words(ctx, rest[1:])
+            options = rest[1 : len(rest) - len(command)]
+            args = [*args[: len(args) - len(rest)], *options, rest[0], *command]
+        return super().parse_args(ctx, args)
+
+    def _words(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What is left of `args` after the options at its beginning."""
+        found, _, _ = self.make_parser(ctx).parse_args(list(args))
+        image, command = found.get("image"), found.get("command")
+        return [*([image] if isinstance(image, str) else []), *(command if isinstance(command, tuple) else ())]
+
+
+@click.command("create", cls=ImageThenCommand)
 @click.argument("image", shell_complete=completion.images)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--name", help="What to call it; two words if nothing is said.")
+@click.option("-v", "--volume", "volumes", multiple=True, metavar="[SRC:]DST[:OPTS]", help="Mount a volume or a host path.")
+@click.option("--mount", "mounts", multiple=True, metavar="type=...,src=...,dst=...", help="The same, spelled out.")
+@click.option("--volumes-from", multiple=True, metavar="CONTAINER[:ro]", help="Mount what that container has.")
+@click.option("-l", "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Say something about it.")
+@click.option("-e", "--env", multiple=True, metavar="KEY=VALUE", help="Set an environment variable.")
+@click.option("-w", "--workdir", help="Where its program starts.")
+@click.option("-u", "--user", help="Who its program runs as.")
+@click.option("--hostname", help="What it calls itself.")
+@click.option("--entrypoint", help="Its program, instead of the image's.")
+@click.option("--read-only", is_flag=True, help="Record that its root is not to be written to.")
 @json_option
 @with_store
-def create_command(store: Store, image: str, name: str | None, as_json: bool) -> None:
+def create_command(
+    store: Store,
+    image: str,
+    command: tuple[str, ...],
+    name: str | None,
+    volumes: tuple[str, ...],
+    mounts: tuple[str, ...],
+    volumes_from: tuple[str, ...],
+    labels: tuple[str, ...],
+    env: tuple[str, ...],
+    workdir: str | None,
+    user: str | None,
+    hostname: str | None,
+    entrypoint: str | None,
+    read_only: bool,
+    as_json: bool,
+) -> None:
     """Create a container: an empty writable layer on top of the image's layers, of which nothing is copied.
 
-    Prints the container's id.
+    Options come before COMMAND. Prints the container's id.
 
     \b
-    overlaykit create debian:bookworm --name box
+    overlaykit create --name box debian:bookworm
+    overlaykit create -v data:/var/lib/data -v /srv/www:/www:ro debian:bookworm
     """
-    container = store.create(image, name=name)
+    container = store.create(
+        image,
+        name=name,
+        mounts=[*map(parse_volume, volumes), *map(parse_mount, mounts)],
+        volumes_from=volumes_from,
+        labels=pairs(labels),
+        env={key: value if equals else os.environ.get(key, "") for key, equals, value in (e.partition("=") for e in env)},
+        command=command,
+        entrypoint=None if entrypoint is None else [entrypoint] if entrypoint else [],
+        workdir=workdir,
+        user=user,
+        hostname=hostname,
+        read_only=read_only,
+    )
     print_json(_facts(container)) if as_json else click.echo(container.id)
 
 
@@ -104,11 +167,25 @@ def _facts(container: Container) -> dict[str, Any]:
     }
 
 
+@click.command("rename")
+@click.argument("container")
+@click.argument("name")
+@with_store
+def rename_command(store: Store, container: str, name: str) -> None:
+    """Give a container another name.
+
+    \b
+    overlaykit rename quiet_harbor box
+    """
+    store.container(container).rename(name)
+
+
 @click.command("rm")
 @click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completion.containers)
 @click.option("-f", "--force", is_flag=True, help="Unmount it first, and do not ask who has it open.")
+@click.option("-v", "--volumes", is_flag=True, help="Remove its anonymous volumes too.")
 @with_store
-def rm_command(store: Store, containers: tuple[str, ...], force: bool) -> None:
+def rm_command(store: Store, containers: tuple[str, ...], force: bool, volumes: bool) -> None:
     """Remove containers with their writable layers. Their images stay.
 
     \b
@@ -116,7 +193,7 @@ def rm_command(store: Store, containers: tuple[str, ...], force: bool) -> None:
     """
 
     def remove(name: str) -> None:
-        store.container(name).remove(force=force)
+        store.container(name).remove(force=force, volumes=volumes)
         click.echo(name)
 
     each(containers, remove)

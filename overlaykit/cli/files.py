@@ -15,6 +15,7 @@ import click
 from overlaykit.cli import completion
 from overlaykit.cli.output import json_option, print_json, shown, with_store
 from overlaykit.overlay import View
+from overlaykit.overlay.mounted import Mounted
 from overlaykit.store import Store
 
 
@@ -41,7 +42,7 @@ def ls_command(store: Store, container: str, path: str, is_long: bool, as_json: 
             click.echo(_long(view, posixpath.join(path, name)) + shown(name) if is_long else shown(name))
 
 
-def _facts(view: View, path: str, name: str) -> dict[str, Any]:
+def _facts(view: View | Mounted, path: str, name: str) -> dict[str, Any]:
     st = view.lstat(posixpath.join(path, name))
     return {
         "name": name,
@@ -53,7 +54,7 @@ def _facts(view: View, path: str, name: str) -> dict[str, Any]:
     }
 
 
-def _long(view: View, path: str) -> str:
+def _long(view: View | Mounted, path: str) -> str:
     st = view.lstat(path)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(st.st_mtime))
     return f"{stat.filemode(st.st_mode)} {st.st_uid:>5} {st.st_gid:>5} {st.st_size:>10} {when} "

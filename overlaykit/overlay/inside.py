@@ -11,7 +11,7 @@ import os
 import pickle
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from overlaykit.errors import OverlaykitError, Unsupported
@@ -28,12 +28,21 @@ def default_environment() -> dict[str, str]:
     return {"PATH": PATH, "HOME": "/root", "TERM": os.environ.get("TERM", "dumb")}
 
 
-def run_inside(what: Mount, argv: Sequence[str], *, env: Mapping[str, str] | None = None, directory: StrPath = "/") -> int:
+def run_inside(
+    what: Mount,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    directory: StrPath = "/",
+    mounted: Callable[[Path], object] = lambda place: None,
+) -> int:
     """The exit status of program `argv`, run with the tree of overlay `what` as its root; 128 + n if signal n ended it.
 
     env: all of its environment; without: PATH, HOME and TERM. It starts in `directory` of the tree, with the standard
-    streams of this process. As root the kernel mounts; in a user namespace the kernel or, where it refuses, an installed
-    fuse-overlayfs. Unsupported if neither can, OSError if the program cannot be started.
+    streams of this process. mounted: called with where the tree is mounted, to mount more in it.
+
+    As root the kernel mounts; in a user namespace the kernel or, where it refuses, an installed fuse-overlayfs. Unsupported
+    if neither can, OSError if the program cannot be started.
     """
     if not argv:
         raise ValueError("no program to run")
@@ -43,7 +52,7 @@ def run_inside(what: Mount, argv: Sequence[str], *, env: Mapping[str, str] | Non
         reading, writing = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _report(writing, lambda: os._exit(_outer(what.at(target), argv, env, os.fspath(directory), writing)))
+            _report(writing, lambda: os._exit(_outer(what.at(target), argv, env, os.fspath(directory), mounted, writing)))
         os.close(writing)
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the program as well
         try:
@@ -76,7 +85,14 @@ def _exit_status(pid: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _outer(what: Mount, argv: Sequence[str], env: Mapping[str, str], directory: str, writing: int) -> int:
+def _outer(
+    what: Mount,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    directory: str,
+    mounted: Callable[[Path], object],
+    writing: int,
+) -> int:
     """In the first child: make the namespaces and the mount, wait for the program in a second one."""
     uid, gid = os.geteuid(), os.getegid()
     _unshare(CLONE_NEWNS | (CLONE_NEWUSER if uid else 0))
@@ -92,6 +108,7 @@ def _outer(what: Mount, argv: Sequence[str], env: Mapping[str, str], directory: 
             mount_fuse(what)
         except Unsupported as e:
             raise refusal from e
+    mounted(Path(what.target))
     pid = os.fork()
     if pid == 0:
         _report(writing, lambda: _inner(what.target, argv, env, directory))

@@ -7,8 +7,8 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from overlaykit.errors import InUse, NotFound, Unsupported
+from overlaykit.errors import AlreadyExists, InUse, NotFound, Unsupported
 from overlaykit.oci import Descriptor, Digest, RuntimeConfig
 from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.inside import run_inside
 from overlaykit.overlay.mount import mount, unmount
+from overlaykit.overlay.mounted import Bound, Mounted
 from overlaykit.overlay.upper import UpperLayer
+from overlaykit.store import mountpoints
 from overlaykit.store.committing import commit
 from overlaykit.store.images import StoredImage, config_facts
 from overlaykit.store.leases import Lease
+from overlaykit.store.names import check_container_name
 from overlaykit.store.packing import with_virtual_owners
 from overlaykit.store.records import Records
 from overlaykit.tree import Change, Tree, WhiteoutFormat, changes, merge
@@ -49,12 +52,14 @@ class Record:
     image_name: str
     created_ns: int
     config: RuntimeConfig
+    settings: dict[str, Any] = field(default_factory=dict)  # Hostname, ReadonlyRootfs: what is no image's to say
 
 
 def insert(records: Records, record: Record) -> None:
     config = msgspec.json.encode(record.config, enc_hook=str.__str__).decode()
-    values = (record.id, record.name, record.image, record.image_name, record.created_ns, config)
-    records.execute("INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?)", *map(_plain, values))
+    settings = msgspec.json.encode(record.settings).decode()
+    values = (record.id, record.name, record.image, record.image_name, record.created_ns, config, settings)
+    records.execute("INSERT INTO containers VALUES (?, ?, ?, ?, ?, ?, ?)", *map(_plain, values))
 
 
 def _plain(value: object) -> object:
@@ -83,7 +88,8 @@ def find(records: Records, wanted: str) -> Record:
 
 def _record(row: sqlite3.Row) -> Record:
     config = msgspec.json.decode(row["config"], type=RuntimeConfig)
-    return Record(row["id"], row["name"], Digest(row["image"]), row["image_name"], row["created"], config)
+    settings = msgspec.json.decode(row["settings"], type=dict[str, Any])
+    return Record(row["id"], row["name"], Digest(row["image"]), row["image_name"], row["created"], config, settings)
 
 
 class Container:
@@ -122,15 +128,29 @@ class Container:
     # --- its files ----------------------------------------------------------------------------------------------------
 
     @property
-    def fs(self) -> Overlay:
+    def mounts(self) -> list[mountpoints.MountPoint]:
+        """Its volumes and bind mounts."""
+        return mountpoints.of(self._store.records, self.id)
+
+    @property
+    def fs(self) -> Overlay | Mounted:
         """Its files, to read and to write, under the names that the os module has: `fs.open("/etc/motd", "a")`.
 
-        One Overlay, opened when it is first asked for, and closed by `close` or with the store. InUse while another
-        process has it, or while it is mounted.
+        A path at which a volume or a directory of the host is mounted leads into that. One object, opened when it is first
+        asked for, and closed by `close` or with the store. InUse while another process has it, or while it is mounted.
         """
         return self._store.overlay(self.id, self._open)
 
-    def _open(self) -> Overlay:
+    def _open(self) -> Overlay | Mounted:
+        overlay = self._open_layers()
+        try:
+            bounds = [point.bound(self._store.volume_store) for point in self.mounts]
+            return Mounted(overlay, bounds) if bounds else overlay
+        except BaseException:
+            overlay.close()
+            raise
+
+    def _open_layers(self) -> Overlay:
         if targets := self.mounted_at():
             raise InUse(f"container {self.name} is mounted at {targets[0]}", hint=f"overlaykit umount {self.name}")
         snapshots = self._store.snapshots
@@ -164,11 +184,16 @@ class Container:
         finally:
             os.close(fd)
 
-    def view(self) -> View:
-        """Its files as they are now, to read only, by whomever they are being written; a context manager."""
+    def view(self) -> View | Mounted:
+        """Its files as they are now, to read only, by whomever they are being written; a context manager.
+
+        Volumes and bind mounts are in it, but for those below a directory that `fs` or `mount` has yet to make.
+        """
         snapshots = self._store.snapshots
         layers = [*snapshots.lowers(self.id), snapshots.fs(self.id)]
-        return View(layers, userxattr=snapshots.whiteouts is WhiteoutFormat.USERXATTR)
+        bounds = [point.bound(self._store.volume_store, read_only=True) for point in self.mounts]
+        view = View(layers, userxattr=snapshots.whiteouts is WhiteoutFormat.USERXATTR)
+        return Mounted(view, bounds) if bounds else view
 
     def close(self) -> None:
         """Close `fs`, if it is open here. Files opened through it stay open."""
@@ -234,8 +259,14 @@ class Container:
         else:
             place = Path(os.path.realpath(target))
         try:
+            steps = self._mount_points()
             for step in snapshots.mounts(self.id, place):
                 mount(step)
+            try:
+                mountpoints.mount_points(place, steps)
+            except BaseException:
+                self.unmount(lazy=True)
+                raise
         except PermissionError as e:
             if os.geteuid() == 0:
                 raise
@@ -243,12 +274,24 @@ class Container:
             raise Unsupported(f"only root can mount container {self.name}: {e.strerror}", hint=hint) from e
         return place
 
+    def _mount_points(self) -> list[tuple[str, Bound, str]]:
+        """What to mount in the overlay, each at a clean path that is there: opening the files in process makes it."""
+        points = sorted(self.mounts, key=lambda point: point.spec.target.count("/"))
+        if not points:
+            return []
+        bounds = [point.bound(self._store.volume_store) for point in points]
+        with Mounted(self._open_layers(), bounds) as mounted:
+            paths = mounted.points
+        return [(path, bound, p.spec.propagation) for path, bound, p in zip(paths, bounds, points, strict=True)]
+
     def unmount(self, *, lazy: bool = False) -> list[Path]:
         """The places where it was mounted, and is no longer. NotFound if there was none."""
         targets = self.mounted_at()
         if not targets:
             raise NotFound(f"container {self.name} is not mounted")
         for target in reversed(targets):
+            for inner in reversed(mounted_below(target)):
+                unmount(inner, lazy=lazy)
             unmount(target, lazy=lazy)
         merged = self._store.snapshots.directory(self.id) / "merged"
         if merged in targets:
@@ -257,10 +300,14 @@ class Container:
 
     def run(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, directory: StrPath = "/") -> int:
         """The exit status of program `argv`, run with its files as the root: see overlay/inside.py. InUse as for `fs`."""
-        what = self.fs.mount_spec()
         self.close()
+        points = self._mount_points()
+        with self._open_layers() as layers:
+            what = layers.mount_spec()
         with self.quiet():
-            return run_inside(what, argv, env=env, directory=directory)
+            return run_inside(
+                what, argv, env=env, directory=directory, mounted=lambda place: mountpoints.mount_points(place, points)
+            )
 
     def mounted_at(self) -> list[Path]:
         """Where this mount namespace shows its files, the oldest first. The kernel's own table says so, and no record."""
@@ -268,11 +315,31 @@ class Container:
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
-    def remove(self, *, force: bool = False) -> int:
+    def rename(self, name: str) -> Container:
+        """The container, called `name` from now on. AlreadyExists, InvalidReference."""
+        sql = "UPDATE containers SET name = ? WHERE id = ?"
+        try:
+            changed = self._store.records.execute(sql, check_container_name(name), self.id)
+        except sqlite3.IntegrityError:
+            raise AlreadyExists(f"there is a container {name}", hint="choose another name") from None
+        if not changed:
+            raise NotFound(f"no container {self.name}: it has just been removed")
+        return Container(self._store, replace(self.record, name=name))
+
+    def remove(self, *, force: bool = False, volumes: bool = False) -> int:
         """Remove the container with its writable layer: bytes that came free. InUse while it is mounted or open elsewhere.
 
-        force: unmount it first, and do not ask who has it open.
+        force: unmount it first, and do not ask who has it open. volumes: remove its anonymous volumes too, but for those
+        that another container has.
         """
+        anonymous = [point.volume for point in self.mounts if point.is_anonymous] if volumes else []
+        freed = self._remove(force=force)
+        for name in anonymous:
+            with suppress(InUse, NotFound):
+                freed += self._store.volume_store.remove(str(name))
+        return freed
+
+    def _remove(self, *, force: bool) -> int:
         store = self._store
         self.close()
         self._leave_mounts(force=force)
@@ -316,9 +383,17 @@ class Container:
             "Name": f"/{self.name}",
             "Driver": "overlay2",
             "GraphDriver": {"Data": self.driver_data(), "Name": "overlay2"},
-            "Mounts": [],
+            "HostConfig": {
+                "Binds": [point.spec.text for point in self.mounts if point.spec.text] or None,
+                "ReadonlyRootfs": bool(self.record.settings.get("ReadonlyRootfs")),
+                "VolumesFrom": self.record.settings.get("VolumesFrom"),
+            },
+            "Mounts": [point.facts(self._store.volume_store) for point in self.mounts],
             "Config": config_facts(
-                config, Hostname=self.id[:12], Image=self.record.image_name, Labels=dict(config.labels or {})
+                config,
+                Hostname=self.record.settings.get("Hostname", self.id[:12]),
+                Image=self.record.image_name,
+                Labels=dict(config.labels or {}),
             ),
         }
 
@@ -334,6 +409,14 @@ def mounts_of(upper: Path) -> list[Path]:
         ]:
             found.append(Path(os.fsdecode(_unescaped(front.split(b" ")[4]))))
     return found
+
+
+def mounted_below(place: Path) -> list[Path]:
+    """What is mounted in the directories below `place`, the oldest first."""
+    prefix = os.fsencode(place) + b"/"
+    lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    found = [_unescaped(line.split(b" ")[4]) for line in lines]
+    return [Path(os.fsdecode(path)) for path in found if path.startswith(prefix)]
 
 
 def _unescaped(text: bytes) -> bytes:

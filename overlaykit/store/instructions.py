@@ -7,7 +7,7 @@ import json
 import posixpath
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -35,6 +35,32 @@ def apply_changes(config: RuntimeConfig, lines: Iterable[str]) -> RuntimeConfig:
         except ValueError as e:  # shlex: a quotation without an end
             raise InvalidImage(f"{line!r}: {e}") from None
     return config
+
+
+def overridden(
+    config: RuntimeConfig,
+    labels: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+    command: Sequence[str] = (),
+    entrypoint: Sequence[str] | None = None,
+    workdir: str | None = None,
+    user: str | None = None,
+) -> RuntimeConfig:
+    """`config` as a container has it: labels and environment by key, and with an entrypoint of its own none of its CMD."""
+    values: dict[str, Any] = {}
+    if labels:
+        values["labels"] = {**(config.labels or {}), **labels}
+    if env:
+        values["env"] = tuple(f"{key}={value}" for key, value in {**environment(config), **env}.items())
+    if entrypoint is not None:
+        values |= {"entrypoint": tuple(entrypoint), "cmd": None}
+    if command:
+        values["cmd"] = tuple(command)
+    if workdir is not None:
+        values["working_dir"] = workdir
+    if user is not None:
+        values["user"] = user
+    return replace(config, **values)
 
 
 def environment(config: RuntimeConfig) -> dict[str, str]:

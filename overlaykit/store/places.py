@@ -14,7 +14,6 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overlaykit.errors import InvalidReference, NotFound
@@ -129,7 +128,7 @@ def opened(store: Store, address: StrPath, *, writing: bool = False) -> Iterator
                 raise InvalidReference(f"{address}: images never change", hint="copy into a container, and commit it")
             yield Place(stack.enter_context(_image(store, name)), clean(path), f"image:{name}:", f"image {name}")
         elif kind == "volume":
-            yield Place(Folder(_volume(store, name)), clean(path), f"volume:{name}:", f"volume {name}")
+            yield Place(Folder(store.volume(name).mountpoint), clean(path), f"volume:{name}:", f"volume {name}")
         else:
             container = store.container(name)
             lease = stack.enter_context(store.leases.hold())
@@ -148,14 +147,6 @@ def opened(store: Store, address: StrPath, *, writing: bool = False) -> Iterator
                 return user_ids(fs, container.config.user or "")
 
             yield Place(fs, clean(path or "/"), f"{name}:", f"container {container.id}", ids)
-
-
-def _volume(store: Store, name: str) -> Path:
-    """The directory with the files of volume `name`. NotFound."""
-    directory = store.root / "volumes" / name / "_data"
-    if "/" in name or name in (".", "..") or not directory.is_dir():
-        raise NotFound(f"no volume {name}")
-    return directory
 
 
 @contextmanager

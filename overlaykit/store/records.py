@@ -1,5 +1,5 @@
-"""The store's facts in SQLite: which snapshots and containers there are. Images and their names are not here: they live in
-index.json, as every OCI layout has it.
+"""The store's facts in SQLite: which snapshots, containers and volumes there are. Images and their names are not here:
+they live in index.json, as every OCI layout has it.
 
 ROOT/store.db, in WAL mode: any number of processes read while one writes, and what a killed writer began never happened.
 """
@@ -43,6 +43,24 @@ MIGRATIONS = (
         config     TEXT NOT NULL                     -- RuntimeConfig as JSON
     );
     CREATE INDEX containers_image ON containers (image);
+    """,
+    """
+    CREATE TABLE volumes (
+        name    TEXT PRIMARY KEY,                    -- its directory: ROOT/volumes/NAME
+        driver  TEXT NOT NULL,
+        options TEXT NOT NULL,                       -- JSON, as labels
+        labels  TEXT NOT NULL,
+        created INTEGER NOT NULL
+    );
+    CREATE TABLE mounts (
+        container   TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+        destination TEXT NOT NULL,                   -- a clean absolute path in the container
+        volume      TEXT REFERENCES volumes (name) ON UPDATE CASCADE,  -- NULL: a bind mount
+        spec        TEXT NOT NULL,                   -- MountSpec as JSON
+        PRIMARY KEY (container, destination)
+    );
+    CREATE INDEX mounts_volume ON mounts (volume);
+    ALTER TABLE containers ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
     """,
 )
 VERSION = len(MIGRATIONS)

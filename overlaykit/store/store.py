@@ -4,6 +4,7 @@ The root is an OCI image layout that other tools can read as it stands; beside w
 
     snapshots/ID/     unpacked layers and writable layers       (snapshots.py)
     store.db          which snapshots and containers there are  (records.py)
+    volumes/NAME/     what outlasts containers                  (volumes.py)
     leases/           what running operations hold              (leases.py)
 
 Every change is prepared aside, put on disk, and then made by one rename or one transaction: who is killed in between leaves
@@ -17,8 +18,8 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -37,25 +38,28 @@ from overlaykit.oci import (
     RuntimeConfig,
     new_image,
 )
-from overlaykit.overlay import Overlay
-from overlaykit.store import containers, images
+from overlaykit.overlay import Overlay, View
+from overlaykit.overlay.mounted import Mounted
+from overlaykit.store import containers, images, mountpoints
 from overlaykit.store.collect import Collector, Freed
 from overlaykit.store.containers import Container, Record
 from overlaykit.store.copying import Copied, copy
 from overlaykit.store.disk import keeps_xattr
 from overlaykit.store.images import StoredImage
-from overlaykit.store.instructions import apply_changes
+from overlaykit.store.instructions import apply_changes, overridden
 from overlaykit.store.loading import Counter, Progress, about, add_documents, ingest_image, ingest_rootfs
+from overlaykit.store.mountspec import MountSpec
 from overlaykit.store.names import check_container_name, familiar, give_name, name_of, random_name, whole_name
 from overlaykit.store.packing import LeasedLayout, now, report
 from overlaykit.store.records import Records
 from overlaykit.store.snapshots import Snapshotter
 from overlaykit.store.unpacking import blobs_and_layers, unpack
+from overlaykit.store.volumes import Volume, Volumes
 from overlaykit.tree import Losses, WhiteoutFormat
 from overlaykit.tree.table import StrPath
 
 # What a root may hold already when a store is made in it: an OCI layout, and what a killed process left of a store.
-OURS = {"oci-layout", "index.json", "blobs", "ingest", "lock", "snapshots", "leases", "lost+found"}
+OURS = {"oci-layout", "index.json", "blobs", "ingest", "lock", "snapshots", "volumes", "leases", "lost+found"}
 OURS |= {"reserve", "store.db", "store.db-wal", "store.db-shm", "store.db-journal"}
 
 
@@ -85,10 +89,11 @@ class Store:
         self.root = Path(os.path.realpath(default_root() if root is None else root))
         _refuse_foreign(self.root)
         self.layout = Layout.create(self.root)
-        for part in ("snapshots", "leases", "ingest"):
+        for part in ("snapshots", "leases", "ingest", "volumes"):
             (self.root / part).mkdir(mode=0o700, exist_ok=True)
         self.records = Records(self.root / "store.db")
-        self._overlays: dict[str, Overlay] = {}
+        self.volume_store = Volumes(self.root / "volumes", self.records)
+        self._overlays: dict[str, Overlay | Mounted] = {}
         self._lock = threading.RLock()
         try:
             self.snapshots = Snapshotter(self.root / "snapshots", self.records, self._whiteouts())
@@ -259,28 +264,57 @@ class Store:
         """The container of that name or id, or of an id that begins so. NotFound."""
         return Container(self, containers.find(self.records, name))
 
-    def create(self, image: StoredImage | str, *, name: str | None = None) -> Container:
+    def create(
+        self,
+        image: StoredImage | str,
+        *,
+        name: str | None = None,
+        mounts: Iterable[MountSpec | str] = (),
+        volumes_from: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        command: Sequence[str] = (),
+        entrypoint: Sequence[str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        hostname: str | None = None,
+        read_only: bool = False,
+    ) -> Container:
         """A new container of `image`: an empty writable layer on top of its layers, which are unpacked if they are not.
 
-        NotFound; AlreadyExists for a name that is taken.
+        mounts: as `-v` has them, or MountSpecs; a volume that is not there is made, and an empty one filled with the
+        image's files at its place. volumes_from: containers whose mounts this one gets too, "NAME" or "NAME:ro". The rest
+        changes the image's config. NotFound; AlreadyExists for a name that is taken; InvalidReference.
         """
         if name is not None and self._has_container(check_container_name(name)):
             raise AlreadyExists(f"there is a container {name}", hint=f"overlaykit rm {name}, or choose another name")
         found = self.image(image) if isinstance(image, str) else image
         called = image if isinstance(image, str) else str(found)
         id = secrets.token_hex(32)
-        with self.operation() as layout:
+        config = overridden(found.runtime, labels, env, command, entrypoint, workdir, user)
+        others = list(volumes_from)
+        given = {"Hostname": hostname, "ReadonlyRootfs": read_only, "VolumesFrom": others}
+        settings = {key: value for key, value in given.items() if value}
+        planned = mountpoints.plan(self, mounts, others, config.volumes or ())
+        with self.operation() as layout, ExitStack() as stack:
             parent = unpack(found, layout, self.snapshots, self.leases)
             prepared = self.snapshots.prepare_directory(parent, layout.lease)
+            view = stack.enter_context(self._view(parent)) if planned and parent is not None else None
+            points = stack.enter_context(mountpoints.prepared(self.volume_store, planned, view))
             with self.records.transaction():
                 chosen = name or self._free_name()
-                record = Record(id, chosen, found.digest, called, time.time_ns(), found.runtime)
+                record = Record(id, chosen, found.digest, called, time.time_ns(), config, settings)
                 try:
                     containers.insert(self.records, record)
                 except sqlite3.IntegrityError:
                     raise AlreadyExists(f"there is a container {chosen}") from None
                 self.snapshots.record(prepared, id, parent)
+                mountpoints.insert(self.records, id, points)
         return Container(self, record)
+
+    def _view(self, key: str) -> View:
+        lowers, trees = self.snapshots.lowers(key), self.snapshots.trees(key)
+        return View(lowers, trees=trees, userxattr=self.snapshots.whiteouts is WhiteoutFormat.USERXATTR)
 
     def _has_container(self, name: str) -> bool:
         return self.records.row("SELECT 1 FROM containers WHERE name = ?", name) is not None
@@ -291,7 +325,7 @@ class Store:
             name = f"{random_name()}_{secrets.token_hex(2)}"
         return name
 
-    def overlay(self, id: str, open: Callable[[], Overlay]) -> Overlay:
+    def overlay(self, id: str, open: Callable[[], Overlay | Mounted]) -> Overlay | Mounted:
         """The one Overlay that this store has of container `id`, opened by `open` if it has none."""
         with self._lock:
             overlay = self._overlays.get(id)
@@ -331,6 +365,24 @@ class Store:
         exclude: patterns of names not to copy. NotFound, InUse, OSError with the place; nothing is half there after one.
         """
         return copy(self, [source], target, follow=follow, owner=owner, exclude=exclude, progress=progress)
+
+    # --- volumes ------------------------------------------------------------------------------------------------------
+
+    def create_volume(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Volume:
+        """The volume `name`, made if there is none; without a name a new anonymous one. InvalidReference."""
+        return self.volume_store.create(name, labels=labels)[0]
+
+    def volume(self, name: str) -> Volume:
+        """The volume of that name. NotFound."""
+        return self.volume_store.get(name)
+
+    def volumes(self) -> list[Volume]:
+        """Every volume, by name."""
+        return self.volume_store.listed()
+
+    def prune_volumes(self, *, all: bool = False, labels: Iterable[str] = ()) -> tuple[list[str], int]:
+        """Remove anonymous volumes that no container has, `all`: named ones too. Their names, and bytes that came free."""
+        return self.volume_store.prune(all=all, labels=labels)
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
