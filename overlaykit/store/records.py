@@ -44,6 +44,26 @@ MIGRATIONS = (
     );
     CREATE INDEX containers_image ON containers (image);
     """,
+    """
+    CREATE TABLE container_snapshots (               -- names that a container gave to its frozen states
+        container TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+        name      TEXT NOT NULL,
+        snapshot  TEXT NOT NULL REFERENCES snapshots (id),
+        created   INTEGER NOT NULL,
+        PRIMARY KEY (container, name)
+    );
+    CREATE INDEX container_snapshots_snapshot ON container_snapshots (snapshot);
+    CREATE TABLE quotas (                            -- of writable layers
+        container TEXT PRIMARY KEY REFERENCES containers (id) ON DELETE CASCADE,
+        size      INTEGER,                           -- bytes, NULL for no limit
+        entries   INTEGER,
+        project   INTEGER UNIQUE                     -- of the file system's project quota, NULL where it has none
+    );
+    CREATE TABLE layer_sizes (                       -- what reading a layer once told; a cache
+        diff_id TEXT PRIMARY KEY,
+        size    INTEGER NOT NULL                     -- bytes of its files, each hard-linked one once
+    );
+    """,
 )
 VERSION = len(MIGRATIONS)
 

@@ -272,7 +272,7 @@ class Store:
             parent = unpack(found, layout, self.snapshots, self.leases)
             prepared = self.snapshots.prepare_directory(parent, layout.lease)
             with self.records.transaction():
-                chosen = name or self._free_name()
+                chosen = name or self.free_name()
                 record = Record(id, chosen, found.digest, called, time.time_ns(), found.runtime)
                 try:
                     containers.insert(self.records, record)
@@ -284,7 +284,8 @@ class Store:
     def _has_container(self, name: str) -> bool:
         return self.records.row("SELECT 1 FROM containers WHERE name = ?", name) is not None
 
-    def _free_name(self) -> str:
+    def free_name(self) -> str:
+        """Two words that name no container yet."""
         name = random_name()
         while self._has_container(name):
             name = f"{random_name()}_{secrets.token_hex(2)}"
