@@ -35,6 +35,17 @@ COMMANDS: dict[str, dict[str, str]] = {
         "mount": "container",
         "umount": "container",
     },
+    "States of a container": {
+        "snapshot": "states",
+        "snapshots": "states",
+        "rollback": "states",
+        "fork": "states",
+        "discard": "states",
+        "keep": "states",
+        "apply-to": "states",
+        "export": "states",
+    },
+    "The store": {"fsck": "upkeep", "gc": "upkeep", "prune": "upkeep"},
     "Files in a container": {"ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},
     "First steps": {"tour": "tour"},
@@ -53,7 +64,7 @@ class Commands(click.Group):
         home = HOMES.get(cmd_name)
         if home is None:
             return None
-        command = getattr(import_module(f"overlaykit.cli.{home}"), f"{cmd_name}_command")
+        command = getattr(import_module(f"overlaykit.cli.{home}"), f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

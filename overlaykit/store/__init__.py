@@ -3,8 +3,24 @@
 from overlaykit.store.collect import Freed
 from overlaykit.store.containers import Container
 from overlaykit.store.disk import Usage
+from overlaykit.store.frozen import NamedSnapshot
+from overlaykit.store.fsck import Finding
 from overlaykit.store.images import StoredImage
+from overlaykit.store.pruning import Pruned
 from overlaykit.store.snapshots import Snapshot, Snapshotter
 from overlaykit.store.store import Removed, Store, default_root
 
-__all__ = ["Container", "Freed", "Removed", "Snapshot", "Snapshotter", "Store", "StoredImage", "Usage", "default_root"]
+__all__ = [
+    "Container",
+    "Finding",
+    "Freed",
+    "NamedSnapshot",
+    "Pruned",
+    "Removed",
+    "Snapshot",
+    "Snapshotter",
+    "Store",
+    "StoredImage",
+    "Usage",
+    "default_root",
+]

@@ -96,12 +96,16 @@ class Snapshotter:
 
         Everything is on disk before the snapshot exists.
         """
+        return self.record(self.write_directory(write, lease).name, name, parent, kind=COMMITTED)
+
+    def write_directory(self, write: Callable[[Path], Tree], lease: Lease) -> Path:
+        """The directory of a committed snapshot, on disk, before there is a row for it."""
         directory = self._new_directory(lease)
         for part in ("fs", "tree"):
             (directory / part).mkdir(mode=0o755)
         write(directory / "fs").save(directory / "tree")
         sync_file_system(directory)
-        return self.record(directory.name, name, parent, kind=COMMITTED)
+        return directory
 
     def commit(self, name: str, key: str) -> Snapshot:
         """The active snapshot `key`, committed as `name`: its upper is a lower from now on. NotFound, AlreadyExists."""
@@ -261,6 +265,11 @@ class Snapshotter:
             if tree is None:
                 tree = self._trees[id] = Tree.load(self.folder / id / "tree")
             return tree
+
+    def forget_tree(self, id: str) -> None:
+        """Read the Tree of directory `id` again when it is next asked for: it was repaired."""
+        with self._lock:
+            self._trees.pop(id, None)
 
     # --- making -------------------------------------------------------------------------------------------------------
 

@@ -38,15 +38,17 @@ from overlaykit.oci import (
     new_image,
 )
 from overlaykit.overlay import Overlay
-from overlaykit.store import containers, images
+from overlaykit.store import containers, images, pruning
 from overlaykit.store.collect import Collector, Freed
 from overlaykit.store.containers import Container, Record
 from overlaykit.store.disk import keeps_xattr
+from overlaykit.store.fsck import Finding, fsck
 from overlaykit.store.images import StoredImage
 from overlaykit.store.instructions import apply_changes
 from overlaykit.store.loading import Counter, Progress, about, add_documents, ingest_image, ingest_rootfs
 from overlaykit.store.names import check_container_name, familiar, give_name, name_of, random_name, whole_name
 from overlaykit.store.packing import LeasedLayout, now, report
+from overlaykit.store.pruning import Pruned
 from overlaykit.store.records import Records
 from overlaykit.store.snapshots import Snapshotter
 from overlaykit.store.unpacking import blobs_and_layers, unpack
@@ -236,6 +238,17 @@ class Store:
     def gc(self) -> Freed:
         """Remove blobs, layers and directories that no image, container or running operation needs."""
         return self._collector.collect()
+
+    def prune(self, *, all: bool = False, containers: bool = False) -> Pruned:
+        """Remove images that have no name and that no container needs, and what nothing needs.
+
+        all: images with names too. containers: first every container that is neither mounted nor open.
+        """
+        return pruning.prune(self, all=all, containers=containers)
+
+    def fsck(self, *, repair: bool = False) -> list[Finding]:
+        """What is wrong in the store; [] for a sound one. repair: what has another copy is put right."""
+        return fsck(self, repair=repair)
 
     def unpack(self, image: StoredImage) -> str | None:
         """The chain_id of the image, whose layers are all unpacked now, each once in the store. None if it has none."""
