@@ -45,7 +45,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "apply-to": "states",
         "export": "states",
     },
-    "The store": {"fsck": "upkeep", "gc": "upkeep", "prune": "upkeep"},
+    "The store": {"df": "upkeep", "fsck": "upkeep", "gc": "upkeep", "prune": "upkeep"},
     "Files in a container": {"ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},
     "First steps": {"tour": "tour"},

@@ -1,4 +1,4 @@
-"""Commands that look after the store: fsck, gc, prune."""
+"""Commands that look after the store: df, fsck, gc, prune."""
 
 from __future__ import annotations
 
@@ -6,8 +6,45 @@ from dataclasses import asdict
 
 import click
 
-from overlaykit.cli.output import json_option, print_json, shown, size, with_store
+from overlaykit.cli.output import json_option, print_json, print_table, shown, size, with_store
 from overlaykit.store import Store
+
+
+@click.command("df")
+@json_option
+@with_store
+def df_command(store: Store, as_json: bool) -> None:
+    """Show what the store takes on disk: shared, exclusive, and reclaimable with `gc`.
+
+    Hard links and clones count once, so the sizes add up to the whole. With --json each blob, layer and container.
+
+    \b
+    overlaykit df
+    """
+    used = store.usage()
+    if as_json:
+        totals = {name: getattr(used, name) for name in ("total", "shared", "exclusive", "reclaimable")}
+        print_json({**totals, "items": [asdict(item) for item in used.items]})
+        return
+    rows = []
+    for kind in ("blob", "layer", "container", "other"):
+        items = [item for item in used.items if item.kind == kind]
+        parts = [sum(item.size for item in items if test(item.users)) for test in (_several, _one, _none)]
+        rows.append([kind, str(len(items)), size(used.of(kind)), *map(size, parts)])
+    rows.append(["total", "", size(used.total), size(used.shared), size(used.exclusive), size(used.reclaimable)])
+    print_table(["TYPE", "COUNT", "SIZE", "SHARED", "EXCLUSIVE", "RECLAIMABLE"], rows)
+
+
+def _several(users: int) -> bool:
+    return users > 1
+
+
+def _one(users: int) -> bool:
+    return users == 1
+
+
+def _none(users: int) -> bool:
+    return users == 0
 
 
 @click.command("fsck")

@@ -7,6 +7,7 @@ from overlaykit.store.frozen import NamedSnapshot
 from overlaykit.store.fsck import Finding
 from overlaykit.store.images import StoredImage
 from overlaykit.store.pruning import Pruned
+from overlaykit.store.sizes import StoreUsage
 from overlaykit.store.snapshots import Snapshot, Snapshotter
 from overlaykit.store.store import Removed, Store, default_root
 
@@ -20,6 +21,7 @@ __all__ = [
     "Snapshot",
     "Snapshotter",
     "Store",
+    "StoreUsage",
     "StoredImage",
     "Usage",
     "default_root",

@@ -99,6 +99,13 @@ def fsck(store: Store, *, repair: bool = False) -> list[Finding]:
     return [*repaired, *(p.finding for p in problems)]
 
 
+def needs(store: Store) -> dict[str, set[str]]:
+    """Who needs it, for the digest of each blob and the chain_id of each layer that an image or a container has."""
+    check = _Check(store)
+    check.mark()
+    return check.users
+
+
 @dataclass
 class _Check:
     """One look at everything."""
@@ -212,7 +219,7 @@ class _Check:
 
     def _blobs(self) -> None:
         layout = self.store.layout
-        self._mark()
+        self.mark()
         for path in sorted((self.store.root / "blobs").rglob("*")):
             if path.is_dir() and not path.is_symlink():
                 continue
@@ -230,7 +237,7 @@ class _Check:
                 mend = None if digest in self.blobs else partial(self._put_aside, path, "not what it is called")
                 self._add("damaged-blob", digest, "its content has another digest; load or pull its image again", mend)
 
-    def _mark(self) -> None:
+    def mark(self) -> None:
         for descriptor in self.store.layout.descriptors():
             self._mark_image(descriptor, f"image {name_of(descriptor) or descriptor.digest.short}")
         for container in self.store.containers():

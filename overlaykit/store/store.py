@@ -38,7 +38,7 @@ from overlaykit.oci import (
     new_image,
 )
 from overlaykit.overlay import Overlay
-from overlaykit.store import containers, images, pruning
+from overlaykit.store import containers, images, pruning, sizes
 from overlaykit.store.collect import Collector, Freed
 from overlaykit.store.containers import Container, Record
 from overlaykit.store.disk import keeps_xattr
@@ -50,6 +50,7 @@ from overlaykit.store.names import check_container_name, familiar, give_name, na
 from overlaykit.store.packing import LeasedLayout, now, report
 from overlaykit.store.pruning import Pruned
 from overlaykit.store.records import Records
+from overlaykit.store.sizes import StoreUsage
 from overlaykit.store.snapshots import Snapshotter
 from overlaykit.store.unpacking import blobs_and_layers, unpack
 from overlaykit.tree import Losses, WhiteoutFormat
@@ -245,6 +246,10 @@ class Store:
         all: images with names too. containers: first every container that is neither mounted nor open.
         """
         return pruning.prune(self, all=all, containers=containers)
+
+    def usage(self) -> StoreUsage:
+        """What everything in the store takes on disk; the parts add up."""
+        return sizes.usage(self)
 
     def fsck(self, *, repair: bool = False) -> list[Finding]:
         """What is wrong in the store; [] for a sound one. repair: what has another copy is put right."""
