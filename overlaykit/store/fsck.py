@@ -16,7 +16,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -389,8 +389,11 @@ class _Check:
                 stream.drain()
                 return tree
 
-        with self.store.leases.hold() as lease:
-            made = snapshots.write_directory(write, lease)
+        with ExitStack() as stack:
+            for container in self.store.containers():  # a lower must not change under an open overlay
+                if any(each.id == snapshot.id for each in snapshots.chain(container.id)):
+                    stack.enter_context(container.at_rest())
+            made = snapshots.write_directory(write, stack.enter_context(self.store.leases.hold()))
             if directory.exists():
                 self._put_aside(directory, f"layer {snapshot.key}, not as its blob has it")
             os.rename(made, directory)
