@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,32 @@ def output(result: tuple[int, str, str]) -> str:
     code, out, err = result
     assert (code, err) == (0, ""), err
     return out
+
+
+def test_states_of_a_container(good: Run, tmp_path: Path) -> None:
+    output(good("write", "box", "/etc/motd", stdin=b"one\n"))
+    assert output(good("snapshot", "box", "first")) == "first\n"
+    output(good("write", "box", "/etc/motd", stdin=b"two\n"))
+    assert output(good("snapshot", "box")) == "1\n"
+    assert [each["name"] for each in json.loads(output(good("snapshots", "box", "--json")))] == ["first", "1"]
+    assert output(good("rollback", "box", "first")) == "first\n"
+    output(good("fork", "box", "twin"))
+    assert output(good("cat", "twin", "/etc/motd")) == "one\n"
+    output(good("write", "twin", "/etc/new", stdin=b"new\n"))
+    output(good("apply-to", "twin", "box", "/etc/new"))
+    assert output(good("keep", "box", "/etc/new")) == "/etc/motd\n"
+    assert output(good("diff", "box")) == "C /etc\nA /etc/new\n"
+    output(good("discard", "box", "/etc/new"))
+    assert "A /etc/new" not in output(good("diff", "box"))
+    output(good("export", "twin", "-o", tmp_path / "out.tar"))
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert "etc/new" in tar.getnames()
+    assert good("rollback", "box", "none")[0] == 1
+    output(good("snapshot", "--rm", "box", "first"))
+    assert output(good("fsck")) == ""
+    assert "Total reclaimed space" in output(good("gc"))
+    assert "Deleted: base:1" in output(good("prune", "--all", "--containers", "--force"))
+    assert output(good("ps", "-q")) == ""
 
 
 # --- the main job -----------------------------------------------------------------------------------------------------

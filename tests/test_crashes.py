@@ -55,6 +55,7 @@ def state(store: Store) -> tuple[frozenset[str], frozenset[str]]:
 def assert_whole(root: Path) -> tuple[frozenset[str], frozenset[str]]:
     """Open the store: all that is in it must be whole, and needed by something. What a user sees."""
     with Store(root) as store:
+        assert store.fsck() == []
         assert os.listdir(root / "leases") == ["lock"]
         assert os.listdir(root / "ingest") == []
         assert {path.name for path in (root / "snapshots").iterdir()} == {s.id for s in store.snapshots.walk()}
@@ -80,6 +81,11 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
     "rm": lambda store: store.container("box").remove(),
     "rm and rmi": lambda store: [store.container("box").remove(), store.remove_image("one:1")],
     "gc": lambda store: store.gc(),
+    "snapshot": lambda store: store.container("box").snapshot("named"),
+    "rollback": lambda store: [store.container("box").snapshot("named"), store.container("box").rollback("named")],
+    "fork": lambda store: store.container("box").fork("second"),
+    "discard": lambda store: store.container("box").discard("/etc/new"),
+    "prune": lambda store: store.prune(all=True, containers=True),
 }
 
 
@@ -133,7 +139,7 @@ def test_killed_at_every_step(name: str, scratch: Path) -> None:
         stride = 1 + step // 12  # each of the first steps, later every second, third, ...
     with Store(scratch / str(step) / "store") as store:
         after = state(store)
-    if name not in ("unpack and create", "rm and rmi"):  # these are two changes
+    if name not in ("unpack and create", "rm and rmi", "prune"):  # these are two changes
         assert seen <= {before, after}
     assert after in seen
 
@@ -215,7 +221,7 @@ while time.monotonic() < end:
             try:
                 images = [tag for image in store.images() for tag in image.tags]
                 containers = store.containers()
-                match chance.randrange(7):
+                match chance.randrange(10):
                     case 0:
                         store.load(os.path.join(top, chance.choice(["one.tar", "two.tar"])))
                     case 1 | 2:
@@ -229,6 +235,13 @@ while time.monotonic() < end:
                         chance.choice(containers).commit(f"made:{chance.randrange(5)}")
                     case 5:
                         chance.choice(containers).remove()
+                    case 7:
+                        box = chance.choice(containers)
+                        box.snapshot() if chance.random() < 0.5 or not box.snapshots() else box.rollback()
+                    case 8:
+                        chance.choice(containers).fork(f"c{chance.randrange(12)}")
+                    case 9:
+                        chance.choice(containers).discard(f"/etc/file{chance.randrange(3)}")
                     case 6:
                         store.remove_image(chance.choice(images)) if chance.random() < 0.8 else store.gc()
             except (*expected, IndexError):
@@ -253,7 +266,7 @@ def test_many_processes_some_of_them_killed(scratch: Path) -> None:
         argv = [sys.executable, "-W", "error", "-c", WORKER, root, str(seed), str(left)]
         return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
 
-    everyone = [start(seed) for seed in range(4)]
+    everyone = [start(seed) for seed in range(8)]
     workers = list(everyone)
     try:
         while time.monotonic() < end:

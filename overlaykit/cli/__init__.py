@@ -38,6 +38,17 @@ COMMANDS: dict[str, dict[str, str]] = {
         "exec": "inside",
         "shell": "inside",
     },
+    "States of a container": {
+        "snapshot": "states",
+        "snapshots": "states",
+        "rollback": "states",
+        "fork": "states",
+        "discard": "states",
+        "keep": "states",
+        "apply-to": "states",
+        "export": "states",
+    },
+    "The store": {"df": "upkeep", "fsck": "upkeep", "gc": "upkeep", "prune": "upkeep"},
     "Volumes": {"volume": "volume"},
     "Files in a container": {"cp": "copy", "ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},
@@ -58,7 +69,7 @@ class Commands(click.Group):
         home = HOMES.get(cmd_name)
         if home is None:
             return None
-        command = getattr(import_module(f"overlaykit.cli.{home}"), f"{cmd_name}_command")
+        command = getattr(import_module(f"overlaykit.cli.{home}"), f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

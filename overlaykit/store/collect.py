@@ -1,12 +1,13 @@
 """Collecting what nobody needs: mark from images, containers and leases, sweep blobs and snapshots.
 
 Needed is what an entry of index.json leads to, what a container's image leads to, what is below an active snapshot or a
-view, and what a live lease names. All that is decided while no lease can grow (leases.exclusion), so that whoever wants a
-blob either has said so before, or looks for it after it is gone.
+view or has a name in a container, and what a live lease names. All that is decided while no lease can grow
+(leases.exclusion), so that whoever wants a blob either has said so before, or looks for it after it is gone.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from overlaykit.oci.image import BlobImage, ImageIndex
 from overlaykit.store.leases import Lease, Leases, exclusion
 from overlaykit.store.records import Records
 from overlaykit.store.snapshots import COMMITTED, Snapshot, Snapshotter
+
+logger = logging.getLogger(__name__)
+NAMED = "SELECT key FROM snapshots WHERE id IN (SELECT snapshot FROM container_snapshots)"
 
 
 @dataclass
@@ -47,15 +51,23 @@ class Collector:
         return self._sweep(lease.things(), lease)
 
     def drop(self, own: Lease) -> int:
-        """Remove the directories that `own` names, which no snapshot has any more: bytes that came free on disk.
+        """Remove what `own` names and nobody else needs: bytes that came free on disk.
 
-        What somebody is just using is left to the next who opens the store.
+        Directories without a snapshot go even if an image is damaged, so that it is not known who needs the rest: that is
+        then left to the next who opens the store, as is what somebody is just using.
         """
         things = own.things()
+        if any(not thing.startswith("snapshots/") for thing in things):
+            try:
+                return self.clear(own).size
+            except IntegrityError as e:
+                logger.warning("%s", e)
         with exclusion(self.leases.folder):
             used = things & self.leases.held(besides=own)
-        freed = sum(self._snapshots.remove_directory(thing.removeprefix("snapshots/")) for thing in things - used)
-        own.postpone(used)
+        things -= {f"snapshots/{snapshot.id}" for snapshot in self._snapshots.walk()}
+        directories = {thing for thing in things - used if thing.startswith("snapshots/")}
+        freed = sum(self._snapshots.remove_directory(thing.removeprefix("snapshots/")) for thing in directories)
+        own.postpone(things - directories)
         return freed
 
     def _sweep(self, things: set[str], own: Lease) -> Freed:
@@ -103,7 +115,9 @@ class Collector:
         names: set[str] = set()
         for descriptor in self._roots():
             self._mark(descriptor, blobs, names)
-        return blobs, names | self._with_parents({s.key for s in self._snapshots.walk() if s.kind != COMMITTED})
+        keys = {s.key for s in self._snapshots.walk() if s.kind != COMMITTED}
+        keys |= {row["key"] for row in self._records.rows(NAMED)}
+        return blobs, names | self._with_parents(keys)
 
     def _with_parents(self, keys: set[str]) -> set[str]:
         """Those of `keys` that snapshots have, and the keys of all that is below them."""

@@ -12,25 +12,26 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import msgspec
 
-from overlaykit.errors import AlreadyExists, InUse, NotFound, Unsupported
+from overlaykit.errors import AlreadyExists, InUse, NotFound, OverlaykitError, Unsupported
 from overlaykit.oci import Descriptor, Digest, RuntimeConfig
 from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.inside import run_inside
 from overlaykit.overlay.mount import mount, unmount
 from overlaykit.overlay.mounted import Bound, Mounted
-from overlaykit.overlay.upper import UpperLayer
-from overlaykit.store import mountpoints
+from overlaykit.store import exporting, frozen, mountpoints, picking
 from overlaykit.store.committing import commit
+from overlaykit.store.frozen import NamedSnapshot, OwnLayers
 from overlaykit.store.images import StoredImage, config_facts
 from overlaykit.store.leases import Lease
 from overlaykit.store.names import check_container_name
 from overlaykit.store.packing import with_virtual_owners
 from overlaykit.store.records import Records
-from overlaykit.tree import Change, Tree, WhiteoutFormat, changes, merge
+from overlaykit.store.unpacking import blobs_and_layers
+from overlaykit.tree import Change, Losses, Tree, WhiteoutFormat, changes, merge
 from overlaykit.tree.table import StrPath
 
 if TYPE_CHECKING:
@@ -155,6 +156,15 @@ class Container:
             raise InUse(f"container {self.name} is mounted at {targets[0]}", hint=f"overlaykit umount {self.name}")
         snapshots = self._store.snapshots
         directory = snapshots.directory(self.id)
+        try:
+            return self._open_in(directory)
+        except FileNotFoundError:
+            if snapshots.directory(self.id) == directory:
+                raise
+            return self._open_layers()  # somebody has just taken a snapshot of it
+
+    def _open_in(self, directory: Path) -> Overlay:
+        snapshots = self._store.snapshots
         return Overlay(
             snapshots.lowers(self.id),
             directory / "fs",
@@ -165,7 +175,7 @@ class Container:
 
     def hold(self, lease: Lease) -> None:
         """Keep its files as long as the lease lasts, whoever removes it meanwhile. NotFound if somebody already has."""
-        lease.add(f"snapshots/{self._store.snapshots.stat(self.id).id}")
+        lease.add(f"snapshots/{self._store.snapshots.stat(self.id).id}", *frozen.layer_names(self._store, self.id))
         self._store.container(self.id)
 
     @contextmanager
@@ -207,14 +217,15 @@ class Container:
 
     def lower(self) -> Tree:
         """What its image shows, as a tree."""
-        return merge(self._store.snapshots.trees(self.id))
+        return merge([tree for _, tree in self._store.snapshots.image_layers(self.id)])
 
-    def upper(self) -> UpperLayer:
-        """Its writable layer as it is on disk now."""
+    def upper(self) -> OwnLayers:
+        """Its writable layer as it is on disk now, with what was frozen of it."""
         snapshots = self._store.snapshots
-        return UpperLayer(snapshots.fs(self.id), snapshots.layers(self.id), whiteouts=snapshots.whiteouts)
+        lowers, own = snapshots.image_layers(self.id), snapshots.own_layers(self.id)
+        return OwnLayers(lowers, own, snapshots.fs(self.id), whiteouts=snapshots.whiteouts)
 
-    def changeset(self, lower: Tree, upper: UpperLayer) -> Tree:
+    def changeset(self, lower: Tree, upper: OwnLayers) -> Tree:
         """What its writable layer says on top of `lower`, as a tree with whiteouts."""
         return upper.tree if os.geteuid() == 0 else with_virtual_owners(upper.tree, lower)
 
@@ -224,6 +235,13 @@ class Container:
             self.hold(lease)
             lower = self.lower()
             return list(changes(lower, self.changeset(lower, self.upper())))
+
+    def export(self, out: StrPath | BinaryIO, *, losses: Losses | None = None) -> None:
+        """Write what it shows as one tar, as `docker export` does: to a file, or to what has `write`.
+
+        What a tar cannot carry is appended to `losses`, or else logged.
+        """
+        exporting.export(self._store, self, out, losses=losses)
 
     def commit(
         self,
@@ -241,6 +259,57 @@ class Container:
         level as in "zstd-19".
         """
         return commit(self._store, self, name, author=author, message=message, changes=changes, compression=compression)
+
+    # --- its states -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self, name: str | None = None) -> NamedSnapshot:
+        """A name for what it shows now, to come back to (`rollback`); the next number if nothing is said. No data is copied.
+
+        InUse while it is mounted or open elsewhere; AlreadyExists.
+        """
+        return frozen.snapshot(self._store, self, name)
+
+    def snapshots(self) -> list[NamedSnapshot]:
+        """Its snapshots, the oldest first."""
+        return frozen.named(self._store.records, self.id)
+
+    def remove_snapshot(self, name: str) -> int:
+        """Forget a snapshot: bytes that came free, if nothing stands on it. What the container shows stays. NotFound."""
+        return frozen.forget_name(self._store, self, name)
+
+    def rollback(self, name: str | None = None) -> NamedSnapshot:
+        """The snapshot `name` (None: the newest), which it shows again; what was changed since is gone. NotFound, InUse."""
+        return frozen.rollback(self._store, self, name)
+
+    def fork(self, name: str | None = None) -> Container:
+        """Another container that shows what this one shows now; from now on each goes its own way. No data is copied.
+
+        Both have the same volumes and bind mounts; snapshots stay with this one. InUse while it is mounted or open elsewhere; AlreadyExists.
+        """
+        return self._store.container(frozen.fork(self._store, self, name))
+
+    def discard(self, *paths: str) -> list[str]:
+        """Undo what was changed at `paths` and under them: there its files are the image's again. NotFound, InUse."""
+        return picking.discard(self._store, self, paths)
+
+    def keep(self, *paths: str) -> list[str]:
+        """Undo all changes but those at `paths` and under them: the paths that were undone. NotFound, InUse."""
+        return picking.keep(self._store, self, paths)
+
+    def apply_to(self, other: Container, *paths: str) -> int:
+        """Make its changes (those at `paths` and under them) in `other` too: how many entries that were.
+
+        They go on top of what `other` changed itself, in one step. NotFound, InUse.
+        """
+        return picking.apply_to(self._store, self, other, paths)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Closed here, and for the `with` block not to be opened or mounted. InUse if it is mounted, or open elsewhere."""
+        self.close()
+        self._leave_mounts(force=False)
+        with self.quiet():
+            yield
 
     # --- mounting -----------------------------------------------------------------------------------------------------
 
@@ -345,10 +414,19 @@ class Container:
         self._leave_mounts(force=force)
         with store.leases.hold() as lease:
             self.hold(lease)
+            lease.add(*self._left_alone())
             with nullcontext() if force else self.quiet(), store.records.transaction():
                 store.records.execute("DELETE FROM containers WHERE id = ?", self.id)
                 store.snapshots.forget(store.snapshots.stat(self.id).id)
             return store.drop(lease)
+
+    def _left_alone(self) -> set[str]:
+        """What nobody but this container may need: what was frozen of it, and its image if that was removed."""
+        names = set(frozen.layer_names(self._store, self.id)) | {each.key for each in self.snapshots()}
+        if all(d.digest != self.record.image for d in self._store.layout.descriptors()):
+            with suppress(OverlaykitError, OSError):  # a damaged image keeps what it leads to
+                names |= blobs_and_layers(self.image)
+        return names
 
     def _leave_mounts(self, *, force: bool) -> None:
         """InUse if it is mounted; force: unmount it instead."""

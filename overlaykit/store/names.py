@@ -13,6 +13,7 @@ from overlaykit.oci import Descriptor, Layout, Reference
 from overlaykit.oci.documents import IMAGE_NAME, REF_NAME
 
 CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}\Z")
+SNAPSHOT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 
 QUALITIES = """
     amber brave brisk calm clear cosy crisp eager early fair fleet fond fresh gentle glad golden happy hardy jolly keen kind
@@ -38,6 +39,13 @@ def check_container_name(name: str) -> str:
             f"{name!r} cannot name a container",
             hint="2 to 128 letters, digits, '_', '.' and '-', the first a letter or digit",
         )
+    return name
+
+
+def check_snapshot_name(name: str) -> str:
+    """`name`, if a snapshot of a container may be called so. InvalidReference."""
+    if not SNAPSHOT_NAME.match(name):
+        raise InvalidReference(f"{name!r} cannot name a snapshot", hint="1 to 128 letters, digits, '_', '.' and '-'")
     return name
 
 

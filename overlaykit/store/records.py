@@ -62,6 +62,16 @@ MIGRATIONS = (
     CREATE INDEX mounts_volume ON mounts (volume);
     ALTER TABLE containers ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
     """,
+    """
+    CREATE TABLE container_snapshots (               -- names that a container gave to its frozen states
+        container TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+        name      TEXT NOT NULL,
+        snapshot  TEXT NOT NULL REFERENCES snapshots (id),
+        created   INTEGER NOT NULL,
+        PRIMARY KEY (container, name)
+    );
+    CREATE INDEX container_snapshots_snapshot ON container_snapshots (snapshot);
+    """,
 )
 VERSION = len(MIGRATIONS)
 

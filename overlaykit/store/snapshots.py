@@ -6,8 +6,8 @@ below, `committed` once it never changes again. Its parent is a committed one, o
     prepare(key, parent) -> active      commit(name, key): the active `key` becomes the committed `name`
     view(key, parent)    -> view        remove(key): whatever has no children
 
-A layer is a committed snapshot called by its chain_id. A row in the records is what makes a snapshot exist: a directory
-without one is on its way in or out.
+A layer is a committed snapshot called by its chain_id, a frozen state of a writable layer one called frozen-ID. A row in
+the records is what makes a snapshot exist: a directory without one is on its way in or out.
 
     ROOT/snapshots/ID/fs       the upper of an active snapshot, a lower once it is committed
     ROOT/snapshots/ID/work     the overlay's work directory while it is active
@@ -22,12 +22,12 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlaykit.errors import AlreadyExists, InUse, NotFound
+from overlaykit.errors import AlreadyExists, InUse, NotFound, Unsupported
 from overlaykit.oci.durable import sync_directory
 from overlaykit.overlay.mount import Mount, bind_mount, overlay_mount
 from overlaykit.store.disk import Usage, copy_directory_attributes, remove_tree, sync_file_system, usage
@@ -35,8 +35,10 @@ from overlaykit.store.leases import Lease
 from overlaykit.store.records import Records
 from overlaykit.tree import Tree, WhiteoutFormat, scan
 from overlaykit.tree.table import StrPath
+from overlaykit.tree.whiteout import METACOPY, REDIRECT
 
 ACTIVE, VIEW, COMMITTED = "active", "view", "committed"
+FROZEN = "frozen-"  # begins the names of committed snapshots that no image has
 QUERY = "SELECT s.id, s.key, s.kind, s.created, p.key AS parent FROM snapshots s LEFT JOIN snapshots p ON s.parent = p.id "
 
 
@@ -94,12 +96,16 @@ class Snapshotter:
 
         Everything is on disk before the snapshot exists.
         """
+        return self.record(self.write_directory(write, lease).name, name, parent, kind=COMMITTED)
+
+    def write_directory(self, write: Callable[[Path], Tree], lease: Lease) -> Path:
+        """The directory of a committed snapshot, on disk, before there is a row for it."""
         directory = self._new_directory(lease)
         for part in ("fs", "tree"):
             (directory / part).mkdir(mode=0o755)
         write(directory / "fs").save(directory / "tree")
         sync_file_system(directory)
-        return self.record(directory.name, name, parent, kind=COMMITTED)
+        return directory
 
     def commit(self, name: str, key: str) -> Snapshot:
         """The active snapshot `key`, committed as `name`: its upper is a lower from now on. NotFound, AlreadyExists."""
@@ -112,6 +118,40 @@ class Snapshotter:
             self._records.execute("UPDATE snapshots SET key = ?, kind = ? WHERE id = ?", name, COMMITTED, snapshot.id)
         remove_tree(directory / "work")
         return self.stat(name)
+
+    def freeze(self, key: str, lease: Lease) -> Snapshot:
+        """What the active `key` was until now, committed; a new, empty `key` is on top of it. NotFound.
+
+        Nothing is copied. Unsupported for an upper with redirects or metacopies, which make sense as an upper only. The
+        caller sees to it that nobody writes to it.
+        """
+        active = self._expect(key, ACTIVE)
+        directory = self.folder / active.id
+        tree = scan(directory / "fs", whiteouts=self.whiteouts)
+        if any(has_marks(xattrs, self.whiteouts) for xattrs in tree.xattr_sets):
+            raise Unsupported("it has directories or files that a mount renamed with redirect_dir", hint="overlaykit commit")
+        (directory / "tree").mkdir(mode=0o755, exist_ok=True)
+        tree.save(directory / "tree")
+        name = FROZEN + active.id
+        lease.add(name)
+        above = self.prepare_directory(key, lease)
+        sync_file_system(directory)
+        with self._records.transaction():
+            self._records.execute("UPDATE snapshots SET key = ?, kind = ? WHERE id = ?", name, COMMITTED, active.id)
+            self.record(above, key, name)
+        remove_tree(directory / "work")
+        return self.stat(name)
+
+    def restart(self, key: str, parent: str | None, lease: Lease) -> str:
+        """Replace the active `key` by a new, empty one on top of `parent`: the id of the old one's directory, which no
+        snapshot has any more."""
+        lease.add(f"snapshots/{self._expect(key, ACTIVE).id}")
+        above = self.prepare_directory(parent, lease)
+        with self._records.transaction():
+            old = self._expect(key, ACTIVE).id
+            self.forget(old)
+            self.record(above, key, parent)
+        return old
 
     def remove(self, key: str, lease: Lease) -> int:
         """Remove a snapshot without children: bytes that came free on disk. NotFound, InUse."""
@@ -187,6 +227,15 @@ class Snapshotter:
         chain = [snapshot for snapshot in self.chain(key) if snapshot.kind == COMMITTED]
         return [(self.folder / snapshot.id / "fs", self._tree(snapshot.id)) for snapshot in chain]
 
+    def own_layers(self, key: str) -> list[tuple[Path, Tree]]:
+        """Those of `layers` that no image has: what was frozen of the writable layer."""
+        return self.layers(key)[len(self.image_layers(key)) :]
+
+    def image_layers(self, key: str) -> list[tuple[Path, Tree]]:
+        """Those of `layers` below the frozen ones."""
+        chain = [snapshot for snapshot in self.chain(key) if snapshot.kind == COMMITTED]
+        return [layer for layer, s in zip(self.layers(key), chain, strict=True) if not s.key.startswith(FROZEN)]
+
     def trees(self, key: str) -> list[Tree]:
         """What each of `layers` says."""
         return [tree for _, tree in self.layers(key)]
@@ -217,6 +266,11 @@ class Snapshotter:
                 tree = self._trees[id] = Tree.load(self.folder / id / "tree")
             return tree
 
+    def forget_tree(self, id: str) -> None:
+        """Read the Tree of directory `id` again when it is next asked for: it was repaired."""
+        with self._lock:
+            self._trees.pop(id, None)
+
     # --- making -------------------------------------------------------------------------------------------------------
 
     def _new_directory(self, lease: Lease) -> Path:
@@ -245,6 +299,11 @@ class Snapshotter:
         if snapshot.kind != kind:
             raise InUse(f"snapshot {key} is {snapshot.kind}, not {kind}")
         return snapshot
+
+
+def has_marks(xattrs: Mapping[str, bytes], whiteouts: WhiteoutFormat) -> bool:
+    """Whether they say that an entry's lower part is elsewhere: a redirect or a metacopy."""
+    return any(whiteouts.xattr_prefix + mark in xattrs for mark in (REDIRECT, METACOPY))
 
 
 @contextmanager

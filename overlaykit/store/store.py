@@ -40,18 +40,21 @@ from overlaykit.oci import (
 )
 from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.mounted import Mounted
-from overlaykit.store import containers, images, mountpoints
+from overlaykit.store import containers, images, mountpoints, pruning, sizes
 from overlaykit.store.collect import Collector, Freed
 from overlaykit.store.containers import Container, Record
 from overlaykit.store.copying import Copied, copy
 from overlaykit.store.disk import keeps_xattr
+from overlaykit.store.fsck import Finding, fsck
 from overlaykit.store.images import StoredImage
 from overlaykit.store.instructions import apply_changes, overridden
 from overlaykit.store.loading import Counter, Progress, about, add_documents, ingest_image, ingest_rootfs
 from overlaykit.store.mountspec import MountSpec
 from overlaykit.store.names import check_container_name, familiar, give_name, name_of, random_name, whole_name
 from overlaykit.store.packing import LeasedLayout, now, report
+from overlaykit.store.pruning import Pruned
 from overlaykit.store.records import Records
+from overlaykit.store.sizes import StoreUsage
 from overlaykit.store.snapshots import Snapshotter
 from overlaykit.store.unpacking import blobs_and_layers, unpack
 from overlaykit.store.volumes import Volume, Volumes
@@ -243,6 +246,21 @@ class Store:
         """Remove blobs, layers and directories that no image, container or running operation needs."""
         return self._collector.collect()
 
+    def prune(self, *, all: bool = False, containers: bool = False) -> Pruned:
+        """Remove images that have no name and that no container needs, and what nothing needs.
+
+        all: images with names too. containers: first every container that is neither mounted nor open.
+        """
+        return pruning.prune(self, all=all, containers=containers)
+
+    def usage(self) -> StoreUsage:
+        """What everything in the store takes on disk; the parts add up."""
+        return sizes.usage(self)
+
+    def fsck(self, *, repair: bool = False) -> list[Finding]:
+        """What is wrong in the store; [] for a sound one. repair: what has another copy is put right."""
+        return fsck(self, repair=repair)
+
     def unpack(self, image: StoredImage) -> str | None:
         """The chain_id of the image, whose layers are all unpacked now, each once in the store. None if it has none."""
         with self.operation() as layout:
@@ -302,7 +320,7 @@ class Store:
             view = stack.enter_context(self._view(parent)) if planned and parent is not None else None
             points = stack.enter_context(mountpoints.prepared(self.volume_store, planned, view))
             with self.records.transaction():
-                chosen = name or self._free_name()
+                chosen = name or self.free_name()
                 record = Record(id, chosen, found.digest, called, time.time_ns(), config, settings)
                 try:
                     containers.insert(self.records, record)
@@ -319,7 +337,8 @@ class Store:
     def _has_container(self, name: str) -> bool:
         return self.records.row("SELECT 1 FROM containers WHERE name = ?", name) is not None
 
-    def _free_name(self) -> str:
+    def free_name(self) -> str:
+        """Two words that name no container yet."""
         name = random_name()
         while self._has_container(name):
             name = f"{random_name()}_{secrets.token_hex(2)}"
