@@ -47,7 +47,6 @@ CASES = {
     "an anonymous volume of the image is named": ["@ -v data:/var/anon"],
     "a bind over VOLUME": ["@ -v HOST:/var/anon"],
     "two volumes": ["@ -v data:/etc -v more:/lib"],
-    "one volume twice": ["@ -v data:/etc -v data:/lib"],
     "one place twice": ["@ -v data:/etc -v more:/etc"],
     "one place twice, spelled otherwise": ["@ -v data:/etc -v more:/etc/"],
     "one place by both options": ["@ -v data:/etc --mount src=more,dst=/etc"],
