@@ -284,7 +284,8 @@ class Container:
     def fork(self, name: str | None = None) -> Container:
         """Another container that shows what this one shows now; from now on each goes its own way. No data is copied.
 
-        Both have the same volumes and bind mounts; snapshots stay with this one. InUse while it is mounted or open elsewhere; AlreadyExists.
+        Both have the same volumes and bind mounts; snapshots stay with this one. InUse while it is mounted or open
+        elsewhere; AlreadyExists.
         """
         return self._store.container(frozen.fork(self._store, self, name))
 

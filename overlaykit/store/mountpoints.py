@@ -67,7 +67,8 @@ class MountPoint:
         else:
             facts |= {"Source": spec.source, "Destination": spec.target}
         propagation = spec.propagation or ("rprivate" if spec.type == BIND else "")
-        return facts | {"Mode": spec.mode, "RW": not spec.read_only, "Propagation": propagation}
+        mode = spec.mode or ("z" if self.volume is not None and spec.source else "")  # Docker's, with SELinux or without
+        return facts | {"Mode": mode, "RW": not spec.read_only, "Propagation": propagation}
 
 
 # --- planning ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ VOLUME, BIND = "volume", "bind"
 VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}\Z")
 
 # The options of -v in groups, of each of which one may be given. moby's volume/mounts/linux_parser.go
-MODES = ({"ro", "rw"}, {"z", "Z"}, set(PROPAGATION), {"copy", "nocopy"}, {"consistent", "cached", "delegated"})
+MODES = ({"ro", "rw"}, {"z", "Z"}, set(PROPAGATION), {"nocopy"}, {"consistent", "cached", "delegated"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def parse_volume(text: str) -> MountSpec:
     if propagation and not bind:
         raise InvalidReference(f"-v {text}: invalid mode {mode!r}", hint="a volume has no propagation")
     if bind and options & MODES[3]:
-        raise InvalidReference(f"-v {text}: invalid mode {mode!r}", hint="copy and nocopy are for volumes")
+        raise InvalidReference(f"-v {text}: invalid mode {mode!r}", hint="nocopy is for volumes")
     return MountSpec(
         type=BIND if bind else VOLUME,
         source=source,
