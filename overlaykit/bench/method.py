@@ -33,6 +33,10 @@ class Missing:
     target: str
     reason: str
 
+    @property
+    def name(self) -> str:
+        return " on ".join(filter(None, (self.workload, self.target))) or "file system"
+
 
 @dataclass(slots=True)
 class Result:

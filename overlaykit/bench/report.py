@@ -56,11 +56,8 @@ def write(directory: Path, found: Sequence[Result | Missing], machine: dict[str,
         sections.append(
             f"<h2>{html.escape(filesystem)}</h2><div class=plots>{''.join(figures)}</div><div class=wide>{table(here)}</div>"
         )
-    missing = "".join(
-        f"<li>{html.escape(' on '.join(filter(None, (m.workload, m.target))) or 'file system')}: {html.escape(m.reason)}</li>"
-        for m in found
-        if isinstance(m, Missing)
-    )
+    reasons = [f"{m.name}: {m.reason}" for m in found if isinstance(m, Missing)]
+    missing = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
     facts = html.escape(
         f"{machine['cpus']} x {machine['cpu']}, Linux {machine['kernel']}, {machine['user']}, Python {machine['python']}"
     )

@@ -37,7 +37,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Files in a container": {"ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},
-    "Measuring": {"bench": "bench"},
+    "Measuring": {"bench": "bench", "explain": "explain"},
     "First steps": {"tour": "tour"},
 }
 HOMES = {name: module for group in COMMANDS.values() for name, module in group.items()}

@@ -103,8 +103,7 @@ def print_results(found: list[bench.Result | bench.Missing], targets: list[str])
         click.echo()
     for missing in found:
         if isinstance(missing, bench.Missing):
-            name = " on ".join(filter(None, (missing.workload, missing.target)))
-            click.echo(f"not run: {name or 'file system'}: {missing.reason}")
+            click.echo(f"not run: {missing.name}: {missing.reason}")
 
 
 def cell(result: bench.Result | None) -> str:
