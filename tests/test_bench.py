@@ -115,7 +115,7 @@ def test_an_ordinary_user_without_docker_and_fio_gets_a_true_table(tmp_path: Pat
     place.chmod(0o777)
     try:
         code = (
-            "import os, sys, sqlite3, encodings.idna\n"
+            "import os, sys, sqlite3, resource, traceback, difflib\n"
             "import overlaykit.cli.bench  # while all of Python can be read\n"
             "from overlaykit.cli import main\n"
             f"if os.geteuid() == 0: os.setgroups([]); os.setgid({SOMEBODY}); os.setuid({SOMEBODY})\n"
