@@ -52,6 +52,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Volumes": {"volume": "volume"},
     "Files in a container": {"cp": "copy", "ls": "files", "cat": "files", "put": "files", "write": "files"},
     "Both": {"inspect": "inspect", "info": "inspect"},
+    "Measuring": {"bench": "bench", "explain": "explain"},
     "First steps": {"tour": "tour", "completion": "completion"},
 }
 HOMES = {name: module for group in COMMANDS.values() for name, module in group.items()}
