@@ -115,10 +115,11 @@ def test_an_ordinary_user_without_docker_and_fio_gets_a_true_table(tmp_path: Pat
     place.chmod(0o777)
     try:
         code = (
-            "import os, sys, sqlite3, resource, traceback, difflib\n"
+            "import ctypes, os, sys, sqlite3, resource, traceback, difflib\n"
             "import overlaykit.cli.bench  # while all of Python can be read\n"
             "from overlaykit.cli import main\n"
             f"if os.geteuid() == 0: os.setgroups([]); os.setgid({SOMEBODY}); os.setuid({SOMEBODY})\n"
+            "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: else /proc/self stays root's\n"
             "os.environ['PATH'] = '/nonexistent'\n"
             f"sys.exit(main(['bench', '--dir', {str(place)!r}, *{[*QUICK, '--workload', 'fio']!r}]))\n"
         )
