@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,14 @@ from overlaykit.errors import OverlaykitError
 QUICK = ["--seconds", "0", "--workload", "create", "--workload", "chmod"]
 STOPS = int(os.environ.get("OVERLAYKIT_BENCH_STOPS", "3"))  # of each signal
 MODULE = [sys.executable, "-m", "overlaykit.cli"]
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A new folder, in memory where there is such: a disk's fsyncs would take minutes."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory, prefix="overlaykit-test-") as folder:
+        yield Path(folder)
 
 
 def only(*names: str) -> list[bench.Target]:
@@ -55,9 +64,9 @@ def read(file: Path) -> str:
         return ""
 
 
-def test_every_workload_runs_on_the_host_and_in_process_or_says_why_not(tmp_path: Path) -> None:
+def test_every_workload_runs_on_the_host_and_in_process_or_says_why_not(place: Path) -> None:
     small = [workload.name for workload in bench.WORKLOADS if "MiB" not in workload.name and workload.name != "pip"]
-    found = run(tmp_path, *small, targets=only("host", "overlaykit"))
+    found = run(place, *small, targets=only("host", "overlaykit"))
     told = {one.workload for one in found}
     assert told == set(small)
     for one in found:
@@ -66,46 +75,46 @@ def test_every_workload_runs_on_the_host_and_in_process_or_says_why_not(tmp_path
             assert len(one.seconds) == len(one.ratios) >= 3
         else:
             assert one.reason
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.iterdir()) == []
 
 
-def test_what_cannot_run_is_listed_with_its_reason(tmp_path: Path) -> None:
+def test_what_cannot_run_is_listed_with_its_reason(place: Path) -> None:
     @contextmanager
     def refused(scene: bench.Scene) -> Iterator[Files]:
         raise OSError(95, "not on this machine")
         yield  # pragma: no cover
 
-    found = run(tmp_path, "create", targets=[*only("host"), bench.Target("mine", "a target of somebody's", refused)])
+    found = run(place, "create", targets=[*only("host"), bench.Target("mine", "a target of somebody's", refused)])
     assert Missing("", "mine", "not on this machine") in found
     assert [one.target for one in found if isinstance(one, Result)] == ["host"]
 
 
-def test_a_planted_slowdown_of_thirty_percent_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = [one for one in run(tmp_path, "create", "unlink", targets=only("host", "overlaykit")) if isinstance(one, Result)]
+def test_a_planted_slowdown_of_thirty_percent_is_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [one for one in run(place, "create", "unlink", targets=only("host", "overlaykit")) if isinstance(one, Result)]
     slow = [
         replace(one, ratios=[ratio * 1.3 for ratio in one.ratios])
         if (one.workload, one.target) == ("unlink", "overlaykit")
         else one
         for one in found
     ]
-    bench.save(tmp_path / "a.json", found, {})
-    bench.save(tmp_path / "b.json", slow, {})
-    assert cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
-    assert cli.main(["bench", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--json"]) == 1
+    bench.save(place / "a.json", found, {})
+    bench.save(place / "b.json", slow, {})
+    assert cli.main(["bench", "compare", str(place / "a.json"), str(place / "a.json")]) == 0
+    assert cli.main(["bench", "compare", str(place / "a.json"), str(place / "b.json"), "--json"]) == 1
     printed = capsys.readouterr().out
     worse = json.loads(printed[printed.index("[") :])
     assert [(one["workload"], one["target"]) for one in worse] == [("unlink", "overlaykit")]
 
 
-def test_results_come_back_from_their_file_as_they_went(tmp_path: Path) -> None:
-    found = run(tmp_path, "create", "sqlite", targets=only("host", "overlaykit"))
-    bench.save(tmp_path / "r.json", found, {"cpu": "x"})
-    rows, machine = bench.load(tmp_path / "r.json")
+def test_results_come_back_from_their_file_as_they_went(place: Path) -> None:
+    found = run(place, "create", "sqlite", targets=only("host", "overlaykit"))
+    bench.save(place / "r.json", found, {"cpu": "x"})
+    rows, machine = bench.load(place / "r.json")
     assert sorted(map(repr, rows)) == sorted(map(repr, found))
     assert machine == {"cpu": "x"}
-    (tmp_path / "r.json").write_text('{"benchmarks": 3}')
+    (place / "r.json").write_text('{"benchmarks": 3}')
     with pytest.raises(OverlaykitError, match="no results of overlaykit bench"):
-        bench.load(tmp_path / "r.json")
+        bench.load(place / "r.json")
 
 
 def test_an_ordinary_user_without_docker_and_fio_gets_a_true_table(tmp_path: Path) -> None:
@@ -170,13 +179,13 @@ def test_what_a_killed_run_leaves_goes_with_the_next(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_is_one_page_without_anything_from_elsewhere(tmp_path: Path) -> None:
+def test_a_report_is_one_page_without_anything_from_elsewhere(place: Path) -> None:
     pytest.importorskip("matplotlib")
     from overlaykit.bench import report
     from overlaykit.bench.machine import machine
 
-    found = run(tmp_path, "create", "copy-up-4KiB", "copy-up-64KiB", targets=only("host", "overlaykit"))
-    page = report.write(tmp_path / "report", [*found, Missing("<b>", "x", "because & so")], machine(tmp_path))
+    found = run(place, "create", "copy-up-4KiB", "copy-up-64KiB", targets=only("host", "overlaykit"))
+    page = report.write(place / "report", [*found, Missing("<b>", "x", "because & so")], machine(place))
     text = page.read_text()
     assert text.count("<svg") == 2
     assert "&lt;b&gt; on x: because &amp; so" in text

@@ -176,7 +176,7 @@ def svg(figure: Figure, salt: str) -> str:
     """The figure as an SVG element whose ink is the page's, and whose ids no other figure has."""
     out = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = out.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     for name in ("figure_1", "patch_", "axes_", "line2d_", "text_", "xtick_", "ytick_", "matplotlib.axis_", "legend_"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -39,6 +39,7 @@ from overlaykit.tree.tarball import (
 )
 from overlaykit.tree.whiteout import OPAQUE, OPAQUE_NAME, PREFIX, WhiteoutFormat, inner_to_own
 
+Lowers = Sequence[tuple[StrPath, Tree]]
 LIVES_ELSEWHERE = (errno.ENOTSUP, errno.EPERM, errno.ENODATA)  # an xattr that this file system or user cannot set
 
 
@@ -47,16 +48,17 @@ def apply_layer(
     directory: StrPath,
     *,
     whiteouts: WhiteoutFormat = WhiteoutFormat.OVERLAY,
-    lowers: Sequence[tuple[StrPath, Tree]] = (),
+    lowers: Lowers | Callable[[], Lowers] = (),
     losses: Losses | None = None,
 ) -> Tree:
     """The Tree of the layer whose uncompressed tar is `stream`, unpacked into the existing, empty `directory`.
 
     The stream is read to its end, so a verifying one has seen every byte when this returns. lowers: the layers below,
-    bottom first, as (directory, Tree): they lend their attributes to directories that this layer implies, and the files
-    that its hard links name. whiteouts: how whiteouts and opaque marks are made; NONE makes neither, and they are in the
-    Tree alone, where hard links to files of lower layers then stay links too. What the file system or the user's rights
-    cannot keep is appended to `losses`; the Tree has it all the same. Without root that is owners and devices.
+    bottom first, as (directory, Tree), or a function that gives them and is only called once the stream was read: they
+    lend their attributes to directories that this layer implies, and the files that its hard links name. whiteouts: how
+    whiteouts and opaque marks are made; NONE makes neither, and they are in the Tree alone, where hard links to files of
+    lower layers then stay links too. What the file system or the user's rights cannot keep is appended to `losses`; the
+    Tree has it all the same. Without root that is owners and devices.
 
     Raises InvalidLayer or UnsafePath for a tar that breaks the format, OSError for what the file system refuses. Whatever
     happens, nothing outside `directory` is made or changed; after an error the caller throws the directory away.
@@ -73,11 +75,11 @@ class _Application:
     """One apply at work. It ends with the tree; nothing of it is kept."""
 
     def __init__(
-        self, root_fd: int, whiteouts: WhiteoutFormat, lowers: Sequence[tuple[StrPath, Tree]], losses: Losses
+        self, root_fd: int, whiteouts: WhiteoutFormat, lowers: Lowers | Callable[[], Lowers], losses: Losses
     ) -> None:
         self.root_fd = root_fd
         self.whiteouts = whiteouts
-        self.lowers = lowers
+        self._lowers = lowers
         self.losses = losses
         self.me, self.mine = os.geteuid(), os.getegid()
         self.umask = umask_at(root_fd)
@@ -272,9 +274,16 @@ class _Application:
 
     # --- when all has been seen ---------------------------------------------------------------------------------
 
+    @property
+    def lowers(self) -> Lowers:
+        # No cached_property: before Python 3.12 all objects share its lock, and this may wait for another layer's apply.
+        if callable(self._lowers):
+            self._lowers = self._lowers()
+        return self._lowers
+
     @cached_property
     def merged(self) -> Tree:
-        """What the layers below show."""
+        """What the layers below show. Ask for `lowers` first, for the reason given there."""
         return merge([t for _, t in self.lowers])
 
     def _unmade(self, tree: Tree) -> Mask:
