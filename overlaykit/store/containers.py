@@ -155,13 +155,18 @@ class Container:
         if targets := self.mounted_at():
             raise InUse(f"container {self.name} is mounted at {targets[0]}", hint=f"overlaykit umount {self.name}")
         snapshots = self._store.snapshots
-        directory = snapshots.directory(self.id)
-        try:
-            return self._open_in(directory)
-        except FileNotFoundError:
+        while True:
+            directory = snapshots.directory(self.id)
+            try:
+                overlay = self._open_in(directory)
+            except FileNotFoundError:
+                if snapshots.directory(self.id) == directory:
+                    raise
+                continue
+            # Somebody may have frozen this upper before we had its lock: then there is another one by now.
             if snapshots.directory(self.id) == directory:
-                raise
-            return self._open_layers()  # somebody has just taken a snapshot of it
+                return overlay
+            overlay.close()
 
     def _open_in(self, directory: Path) -> Overlay:
         snapshots = self._store.snapshots
@@ -175,7 +180,11 @@ class Container:
 
     def hold(self, lease: Lease) -> None:
         """Keep its files as long as the lease lasts, whoever removes it meanwhile. NotFound if somebody already has."""
-        lease.add(f"snapshots/{self._store.snapshots.stat(self.id).id}", *frozen.layer_names(self._store, self.id))
+        snapshots = self._store.snapshots
+        held = ""
+        while held != (now := snapshots.stat(self.id).id):  # else its upper was frozen just then, and there is a new one
+            lease.add(f"snapshots/{now}", *frozen.layer_names(self._store, self.id))
+            held = now
         self._store.container(self.id)
 
     @contextmanager
@@ -184,15 +193,34 @@ class Container:
         if self._store.is_open(self.id):  # then the lock is ours already
             yield
             return
-        fd = os.open(self._store.snapshots.directory(self.id) / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = self._locked()
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InUse(f"container {self.name} is open in another process") from None
             yield
         finally:
             os.close(fd)
+
+    def _locked(self) -> int:
+        """A descriptor of its work directory with the lock of whoever writes to its upper."""
+        snapshots = self._store.snapshots
+        while True:
+            directory = snapshots.directory(self.id)
+            try:
+                fd = os.open(directory / "work", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if snapshots.directory(self.id) == directory:
+                    raise
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if snapshots.directory(self.id) == directory:
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                raise InUse(f"container {self.name} is open in another process") from None
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # it was frozen before we had the lock, and is no upper any more
 
     def view(self) -> View | Mounted:
         """Its files as they are now, to read only, by whomever they are being written; a context manager.
@@ -200,7 +228,8 @@ class Container:
         Volumes and bind mounts are in it, but for those below a directory that `fs` or `mount` has yet to make.
         """
         snapshots = self._store.snapshots
-        layers = [*snapshots.lowers(self.id), snapshots.fs(self.id)]
+        lowers, own, upper = snapshots.stack(self.id)
+        layers = [*(directory for directory, _ in (*lowers, *own)), upper]
         bounds = [point.bound(self._store.volume_store, read_only=True) for point in self.mounts]
         view = View(layers, userxattr=snapshots.whiteouts is WhiteoutFormat.USERXATTR)
         return Mounted(view, bounds) if bounds else view
@@ -222,8 +251,8 @@ class Container:
     def upper(self) -> OwnLayers:
         """Its writable layer as it is on disk now, with what was frozen of it."""
         snapshots = self._store.snapshots
-        lowers, own = snapshots.image_layers(self.id), snapshots.own_layers(self.id)
-        return OwnLayers(lowers, own, snapshots.fs(self.id), whiteouts=snapshots.whiteouts)
+        lowers, own, upper = snapshots.stack(self.id)
+        return OwnLayers(lowers, own, upper, whiteouts=snapshots.whiteouts)
 
     def changeset(self, lower: Tree, upper: OwnLayers) -> Tree:
         """What its writable layer says on top of `lower`, as a tree with whiteouts."""

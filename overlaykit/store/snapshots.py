@@ -229,12 +229,21 @@ class Snapshotter:
 
     def own_layers(self, key: str) -> list[tuple[Path, Tree]]:
         """Those of `layers` that no image has: what was frozen of the writable layer."""
-        return self.layers(key)[len(self.image_layers(key)) :]
+        return self.stack(key)[1]
 
     def image_layers(self, key: str) -> list[tuple[Path, Tree]]:
         """Those of `layers` below the frozen ones."""
-        chain = [snapshot for snapshot in self.chain(key) if snapshot.kind == COMMITTED]
-        return [layer for layer, s in zip(self.layers(key), chain, strict=True) if not s.key.startswith(FROZEN)]
+        return self.stack(key)[0]
+
+    def stack(self, key: str) -> tuple[list[tuple[Path, Tree]], list[tuple[Path, Tree]], Path]:
+        """`image_layers`, `own_layers` and `fs` of a snapshot, all of one moment, whatever others do to it meanwhile."""
+        chain = self.chain(key)
+        committed = [snapshot for snapshot in chain if snapshot.kind == COMMITTED]
+        image, own = (
+            [(self.folder / s.id / "fs", self._tree(s.id)) for s in committed if s.key.startswith(FROZEN) == frozen]
+            for frozen in (False, True)
+        )
+        return image, own, self.folder / chain[-1].id / "fs"
 
     def trees(self, key: str) -> list[Tree]:
         """What each of `layers` says."""
