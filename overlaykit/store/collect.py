@@ -8,6 +8,7 @@ view or has a name in a container, and what a live lease names. All that is deci
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,13 +51,13 @@ class Collector:
         """Remove what `lease` names and nobody else needs."""
         return self._sweep(lease.things(), lease)
 
-    def drop(self, own: Lease) -> int:
-        """Remove what `own` names and nobody else needs: bytes that came free on disk.
+    def drop(self, own: Lease, *, spare: Set[str] = frozenset()) -> int:
+        """Remove what `own` names and nobody else needs: bytes that came free on disk. spare: what surely is needed.
 
         Directories without a snapshot go even if an image is damaged, so that it is not known who needs the rest: that is
         then left to the next who opens the store, as is what somebody is just using.
         """
-        things = own.things()
+        things = own.things() - spare
         if any(not thing.startswith("snapshots/") for thing in things):
             try:
                 return self.clear(own).size

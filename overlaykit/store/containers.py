@@ -444,19 +444,20 @@ class Container:
         self._leave_mounts(force=force)
         with store.leases.hold() as lease:
             self.hold(lease)
-            lease.add(*self._left_alone())
+            image = self._image_things()
+            lease.add(*frozen.layer_names(store, self.id), *(each.key for each in self.snapshots()), *image)
             with nullcontext() if force else self.quiet(), store.records.transaction():
                 store.records.execute("DELETE FROM containers WHERE id = ?", self.id)
                 store.snapshots.forget(store.snapshots.stat(self.id).id)
-            return store.drop(lease)
+            # Asked only now: whoever removes the image from here on finds that no container needs it.
+            is_listed = any(d.digest == self.record.image for d in store.layout.descriptors())
+            return store.drop(lease, spare=image if is_listed else set())
 
-    def _left_alone(self) -> set[str]:
-        """What nobody but this container may need: what was frozen of it, and its image if that was removed."""
-        names = set(frozen.layer_names(self._store, self.id)) | {each.key for each in self.snapshots()}
-        if all(d.digest != self.record.image for d in self._store.layout.descriptors()):
-            with suppress(OverlaykitError, OSError):  # a damaged image keeps what it leads to
-                names |= blobs_and_layers(self.image)
-        return names
+    def _image_things(self) -> set[str]:
+        """What its image is made of, which nobody else may need if that was removed; nothing if it is damaged."""
+        with suppress(OverlaykitError, OSError):
+            return blobs_and_layers(self.image)
+        return set()
 
     def _leave_mounts(self, *, force: bool) -> None:
         """InUse if it is mounted; force: unmount it instead."""
