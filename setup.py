@@ -2,6 +2,7 @@
 
 OVERLAYKIT_DEBUG=1  bounds, initialisation and line tracing checked, -O0
 OVERLAYKIT_ASAN=1   the kernels under AddressSanitizer and UBSan (run with LD_PRELOAD=libasan.so)
+OVERLAYKIT_FUZZ=1   under AddressSanitizer and with libFuzzer's coverage, by clang (tests/fuzz_tar.py says how)
 """
 
 import os
@@ -12,6 +13,7 @@ from setuptools import Extension, setup
 
 DEBUG = os.environ.get("OVERLAYKIT_DEBUG", "") not in ("", "0")
 ASAN = os.environ.get("OVERLAYKIT_ASAN", "") not in ("", "0")
+FUZZ = os.environ.get("OVERLAYKIT_FUZZ", "") not in ("", "0")
 
 directives = {
     "language_level": 3,
@@ -30,6 +32,9 @@ link_args: list[str] = []
 if ASAN:
     compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-g"]
     link_args += ["-fsanitize=address,undefined"]
+if FUZZ:
+    compile_args += ["-fsanitize=address,fuzzer-no-link", "-fno-omit-frame-pointer", "-g"]
+    link_args += ["-fsanitize=address,fuzzer-no-link"]
 
 headers = [str(p) for p in sorted(Path("ext").glob("*.pxd"))]
 kernels = [

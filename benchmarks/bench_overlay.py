@@ -128,9 +128,50 @@ def test_bar_unlink(benchmark: Any, pair: tuple[Overlay, str, str], files: int) 
     )  # fmt: skip
 
 
+def test_bar_append(benchmark: Any, pair: tuple[Overlay, str, str], files: int) -> None:
+    overlay, head, host = pair
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+
+    def append(open_fd: Callable[[str, int], int], path: str) -> None:
+        for _ in range(files):
+            fd = open_fd(path, flags)
+            os.write(fd, PIECE)
+            os.close(fd)
+
+    def clear() -> None:
+        os.close(overlay.open_fd(f"{head}/log", flags | os.O_TRUNC))
+        os.close(os.open(f"{host}/log", flags | os.O_TRUNC))
+
+    compare(
+        benchmark, "open, append 4 KiB, close", lambda: append(overlay.open_fd, f"{head}/log"),
+        lambda: append(os.open, f"{host}/log"), entries=files, tool="os.open on the host", most=1.4, before=clear,
+    )  # fmt: skip
+
+
+def test_bar_rename(benchmark: Any, pair: tuple[Overlay, str, str], files: int) -> None:
+    overlay, head, host = pair
+    ours, theirs = paths(head, files), paths(host, files)
+    create(overlay.open_fd, ours)
+    create(os.open, theirs)
+
+    def there_and_back(rename: Callable[[str, str], None], names: list[str]) -> None:
+        for name in names:
+            rename(name, f"{name}~")
+        for name in names:
+            rename(f"{name}~", name)
+
+    compare(
+        benchmark, "rename files of upper", lambda: there_and_back(overlay.rename, ours),
+        lambda: there_and_back(os.rename, theirs), entries=2 * files, tool="os.rename on the host", most=1.4,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("order", ["sequential", "random"])
 def test_bar_writes_in_an_open_file(benchmark: Any, pair: tuple[Overlay, str, str], files: int, order: str) -> None:
+    """Of one file, by two names: how fast another is depends on where in memory it happens to lie."""
     overlay, head, host = pair
+    overlay.open(f"{head}/file", "x").close()
+    os.link(Path(host).parent / "upper" / head[1:] / "file", f"{host}/file")
     at = [i * len(PIECE) for i in range(files)]
     if order == "random":
         random.Random(1).shuffle(at)

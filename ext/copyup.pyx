@@ -5,18 +5,18 @@ Owner before mode and both before xattrs, because chown clears setuid bits and s
 removes the temporary and is reported: what cannot be kept is an error. Follows fs/overlayfs/copy_up.c in what is copied.
 """
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport EEXIST, EINVAL, EIO, ENODATA, ENOMEM, ENOSYS, EOPNOTSUPP, ENXIO, EINTR, EPERM, ERANGE, EXDEV, errno
+from libc.errno cimport EEXIST, EINVAL, EIO, ENODATA, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM, ERANGE, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strlen, strncmp
 
+from filedata cimport Copy, copy_step
 from posix_at cimport (
-    AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, FICLONE, NAME_MAX, O_CREAT, O_DIRECTORY, O_EXCL, O_NOATIME, O_NOFOLLOW,
-    O_NONBLOCK, O_RDONLY, O_WRONLY, PATH_MAX, RENAME_NOREPLACE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SEEK_DATA, SEEK_HOLE,
-    SEEK_SET, c_stat, close, copy_file_range, fchmod, fchmodat, fchownat, fgetxattr, file_handle, flistxattr, fsetxattr,
-    fstat, fstatat, fsync, ftruncate, futimens, ioctl, lgetxattr, llistxattr, lseek, lsetxattr, mkdirat, mknodat,
-    mode_t, name_to_handle_at, open_at, read_some, readlinkat, rename_at as c_rename_at, snprintf, ssize_t, symlinkat,
-    timespec, unlinkat, utimensat, write_full,
+    AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, NAME_MAX, O_CREAT, O_DIRECTORY, O_EXCL, O_NOATIME, O_NOFOLLOW, O_NONBLOCK, O_RDONLY,
+    O_WRONLY, PATH_MAX, RENAME_NOREPLACE, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, SEEK_SET, c_stat, close, fchmod, fchmodat,
+    fchownat, fgetxattr, flistxattr, fsetxattr, fstat, fstatat, fsync, ftruncate, futimens, lgetxattr, llistxattr, lseek,
+    lsetxattr, mkdirat, mknodat, mode_t, open_at, readlinkat, rename_at as c_rename_at, snprintf, ssize_t, symlinkat,
+    timespec, unlinkat, utimensat,
 )
 
 import os
@@ -34,128 +34,7 @@ SYNC = C_SYNC
 KEEP_TIMES = C_KEEP_TIMES
 
 cdef enum:
-    PIECE = 64 << 20     # bytes between signal checks: 20 ms on a slow disk
-    BUFFER = 1 << 20     # bytes, where only read and write will do: few calls, and still in the cache
     BATCH = 4096         # files between signal checks
-
-cdef struct Copy:
-    int src              # open for regular files and directories, else -1
-    int dst              # likewise
-    c_stat st            # of the source
-    int64_t at           # data copied so far (bytes)
-    bint cloned          # the data is here already
-    bint plain           # read and write: copy_file_range will not do
-
-
-cdef struct Handle:          # a struct file_handle with room
-    unsigned int size        # of data (bytes)
-    int type
-    uint8_t[128] data
-
-cdef struct Origin:          # what trusted.overlay.origin holds: fs/overlayfs/overlayfs.h, struct ovl_fb
-    uint8_t version
-    uint8_t magic
-    uint8_t size             # of all of it that is used (bytes)
-    uint8_t flags
-    uint8_t type
-    uint8_t[16] uuid
-    uint8_t[128] handle
-
-cdef enum:
-    ORIGIN_MAGIC = 0xFB
-    ORIGIN_HEAD = 21         # bytes before the handle
-    BIG_ENDIAN = 1           # flags
-
-# --- data -----------------------------------------------------------------------------------------------------------
-
-cdef int64_t by_read_write(int src, int dst, int64_t size) noexcept nogil:
-    """Bytes copied from offset to offset of both, up to size; or -errno."""
-    cdef uint8_t* buffer = <uint8_t*>malloc(BUFFER)
-    cdef int64_t done = 0
-    cdef ssize_t n
-    cdef int status
-    if buffer == NULL:
-        return -ENOMEM
-    while done < size:
-        n = read_some(src, buffer, <size_t>(size - done if size - done < BUFFER else BUFFER))
-        if n <= 0:
-            done = n if n < 0 else done
-            break
-        status = write_full(dst, buffer, n)
-        if status < 0:
-            done = status
-            break
-        done += n
-    free(buffer)
-    return done
-
-
-cdef int64_t copy_piece(Copy* c, int64_t size) noexcept nogil:
-    """Bytes copied from c.at on, up to size, both offsets already there; 0: the source ended early; or -errno."""
-    cdef int64_t done = 0
-    cdef ssize_t n
-    while done < size and not c.plain:
-        n = copy_file_range(c.src, NULL, c.dst, NULL, <size_t>(size - done), 0)
-        if n > 0:
-            done += n
-        elif n == 0:
-            return done
-        elif errno == EINTR:
-            continue
-        elif done == 0 and errno in (EXDEV, EINVAL, EOPNOTSUPP, ENOSYS, EPERM):
-            c.plain = True   # another file system, or one that cannot: from here on by hand
-        else:
-            return -errno
-    if done < size:
-        n = by_read_write(c.src, c.dst, size - done)
-        return n if n < 0 else done + n
-    return done
-
-
-cdef int copy_step(Copy* c) noexcept nogil:
-    """1: more to do; 0: the data is complete; or -errno. About PIECE bytes a call. Holes stay holes."""
-    cdef int64_t size = c.st.st_size, begin, end, budget = PIECE, n
-    if c.cloned or size == 0:
-        return 0
-    if c.at == 0 and ioctl(c.dst, FICLONE, c.src) == 0:
-        c.cloned = True
-        return 0
-    if c.st.st_blocks * 512 >= size:    # no room for a hole: spare the seeks
-        n = copy_piece(c, size - c.at if size - c.at < budget else budget)
-        if n <= 0:
-            return <int>n if n < 0 else -EIO
-        c.at += n
-        return 1 if c.at < size else 0
-    while budget > 0 and c.at < size:
-        begin = lseek(c.src, c.at, SEEK_DATA)
-        if begin < 0 and errno == ENXIO:    # nothing but a hole from here
-            c.at = size
-            break
-        if begin < 0 and errno in (EINVAL, EOPNOTSUPP):
-            begin = c.at
-            end = size
-        elif begin < 0:
-            return -errno
-        else:
-            end = lseek(c.src, begin, SEEK_HOLE)
-            if end < 0:
-                return -errno
-        if begin >= size:
-            c.at = size
-            break
-        end = end if end < size else size
-        end = end if end - begin < budget else begin + budget
-        if lseek(c.src, begin, SEEK_SET) < 0 or lseek(c.dst, begin, SEEK_SET) < 0:
-            return -errno
-        n = copy_piece(c, end - begin)
-        if n <= 0:
-            return <int>n if n < 0 else -EIO
-        budget -= n
-        c.at = begin + n
-    if c.at < size:
-        return 1
-    return 0 if ftruncate(c.dst, size) == 0 else -errno
-
 
 # --- attributes -----------------------------------------------------------------------------------------------------
 
@@ -215,35 +94,20 @@ cdef int copy_xattrs(int src, const char* src_path, int dst, const char* dst_pat
     return status
 
 
-cdef int set_origin(
-    Copy* c, int src_dir, const char* src, const char* dst_path, const char* own, const uint8_t* uuid
-) noexcept nogil:
-    """Have the copy say which lower inode it comes from, so that a mount gives it the same number. 0 or -errno."""
-    cdef Handle handle
+cdef int set_origin(Copy* c, const char* dst_path, const char* own, const uint8_t* origin, size_t size) noexcept nogil:
+    """Have the copy say which lower inode it comes from. 0 or -errno."""
     cdef char[64] mark
-    cdef Origin origin
-    cdef int mount_id, status
-    cdef int one = 1
-    handle.size = 128
-    if name_to_handle_at(src_dir, src, <file_handle*>&handle, &mount_id, 0) != 0:
-        return 0    # a file system without handles, or a sandbox: the copy gets a number of its own
-    origin.version = 0
-    origin.magic = ORIGIN_MAGIC
-    origin.size = <uint8_t>(ORIGIN_HEAD + handle.size)
-    origin.flags = 0 if (<uint8_t*>&one)[0] == 1 else BIG_ENDIAN
-    origin.type = <uint8_t>handle.type
-    memcpy(origin.uuid, uuid, 16)
-    memcpy(origin.handle, handle.data, handle.size)
+    cdef int status
     snprintf(mark, 64, "%sorigin", own)
-    if (fsetxattr(c.dst, mark, &origin, origin.size, 0) if c.dst >= 0
-            else lsetxattr(dst_path, mark, &origin, origin.size, 0)) != 0:
+    if (fsetxattr(c.dst, mark, origin, size, 0) if c.dst >= 0 else lsetxattr(dst_path, mark, origin, size, 0)) != 0:
         status = -errno
         return 0 if status in (-EOPNOTSUPP, -EPERM) else status    # user.* is for files and directories only
     return 0
 
 
 cdef int finish(
-    Copy* c, int src_dir, const char* src, int work, const char* temp, const char* own, int what, const uint8_t* uuid
+    Copy* c, int src_dir, const char* src, int work, const char* temp, const char* own, int what, const uint8_t* origin,
+    size_t origin_size
 ) noexcept nogil:
     """Owner, mode, xattrs, times, fsync of the temporary. 0 or -errno."""
     cdef char[PATH_MAX] src_path
@@ -272,9 +136,8 @@ cdef int finish(
     status = copy_xattrs(c.src, src_path, c.dst, dst_path, own)
     if status < 0:
         return status
-    # Of a hard link, what the copy comes from is not one name's to say: the kernel does so with index=on only.
-    if uuid != NULL and (c.st.st_nlink == 1 or (c.st.st_mode & <mode_t>S_IFMT) == <mode_t>S_IFDIR):
-        status = set_origin(c, src_dir, src, dst_path, own, uuid)
+    if origin_size > 0:
+        status = set_origin(c, dst_path, own, origin, origin_size)
         if status < 0:
             return status
     if what & C_METACOPY and c.dst >= 0 and (c.st.st_mode & <mode_t>S_IFMT) == <mode_t>S_IFREG:
@@ -383,7 +246,7 @@ cdef int copy_whole(
             break
         status = 0
     if status == 0:
-        status = finish(&c, src_dir, src, work, temp, own, what, NULL)
+        status = finish(&c, src_dir, src, work, temp, own, what, NULL, 0)
     release(&c)
     if status == 0:
         status = publish(work, temp, dst_dir, dst, what)
@@ -399,12 +262,12 @@ cdef object fail(int status, bytes name):
 
 
 def copy_up(int src_dir, bytes src not None, int work, bytes temp not None, int dst_dir, bytes dst not None,
-            bytes own not None, int what=0, bytes uuid not None=b"") -> None:
+            bytes own not None, int what=0, bytes origin not None=b"") -> None:
     """Copy one inode of any kind: `src` below src_dir, made as `temp` below work, renamed to `dst` below dst_dir.
 
-    own   prefix of the xattrs that stay behind ("trusted.overlay." or "user.overlay."), escaped ones excepted
-    what  NO_DATA | METACOPY | SYNC | KEEP_TIMES
-    uuid  the source's file system, 16 bytes: the copy says where it comes from (xattr origin). b"": it does not
+    own     prefix of the xattrs that stay behind ("trusted.overlay." or "user.overlay."), escaped ones excepted
+    what    NO_DATA | METACOPY | SYNC | KEEP_TIMES
+    origin  the copy's xattr of that name, which says where it comes from (ext/origin.pyx, record); b"": none
 
     A directory comes without what is in it. Reflink, else copy_file_range, else read and write; holes are kept. OSError
     with src; nothing is left in work then. Checks for signals every 64 MiB.
@@ -414,11 +277,10 @@ def copy_up(int src_dir, bytes src not None, int work, bytes temp not None, int 
     cdef const char* temp_name = temp
     cdef const char* dst_name = dst
     cdef const char* prefix = own
-    cdef const uint8_t* fs = <const uint8_t*><const char*>uuid if uuid else NULL
+    cdef const uint8_t* source = <const uint8_t*><const char*>origin
+    cdef size_t source_size = <size_t>len(origin)
     cdef Copy c
     cdef int status
-    if len(uuid) not in (0, 16):
-        raise ValueError(f"copy_up: a uuid has 16 bytes, not {len(uuid)}")
     with nogil:
         status = begin(&c, src_dir, src_name, work, temp_name, what)
     if status < 0:
@@ -435,7 +297,7 @@ def copy_up(int src_dir, bytes src not None, int work, bytes temp not None, int 
             PyErr_CheckSignals()
         if status == 0:
             with nogil:
-                status = finish(&c, src_dir, src_name, work, temp_name, prefix, what, fs)
+                status = finish(&c, src_dir, src_name, work, temp_name, prefix, what, source, source_size)
                 if status == 0:
                     status = publish(work, temp_name, dst_dir, dst_name, what)
         if status < 0:

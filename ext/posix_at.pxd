@@ -57,6 +57,7 @@ cdef extern from "<fcntl.h>" nogil:
         int handle_type
         unsigned char f_handle[1]    # as many as handle_bytes says
     int name_to_handle_at(int dir_fd, const char* name, file_handle* out, int* mount_id, int flags)
+    int open_by_handle_at(int mount_fd, file_handle* handle, int flags)
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_read "read"(int fd, void* buffer, size_t size)
@@ -75,6 +76,7 @@ cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     off_t lseek(int fd, off_t offset, int whence)
     ssize_t copy_file_range(int src, off_t* at, int dst, off_t* to, size_t size, unsigned int flags)
+    uid_t geteuid()
     long syscall(long number, ...)
     enum: SEEK_SET, SEEK_DATA, SEEK_HOLE
 

@@ -89,7 +89,9 @@ cdef struct Scan:
     Vector xattrs
     Vector path          # of the entry at hand, and of the one that failed
     char* buffer         # XATTR_LIST_MAX + XATTR_SIZE_MAX bytes of scratch
+    char* dents          # DENTS bytes for one getdents64
     const char** keys    # KEYS names in it
+    const char* skip     # names of xattrs that nobody wants, each with its NUL, and then one more
     bint want_xattrs
     bint old_kernel      # no listxattrat
     int64_t entries
@@ -156,6 +158,15 @@ cdef ssize_t get_xattr(Scan* s, int dir_fd, const char* name, const char* path, 
     return n if n >= 0 else -errno
 
 
+cdef inline bint skipped(const Scan* s, const char* key) noexcept nogil:
+    cdef const char* name = s.skip
+    while name[0] != 0:
+        if strcmp(name, key) == 0:
+            return True
+        name += strlen(name) + 1
+    return False
+
+
 cdef int add_xattrs(Scan* s, int dir_fd, const char* name) noexcept nogil:
     """The xattrs of one entry, sorted by name, onto s.xattrs. 0, -errno, or 1 without memory."""
     cdef char path[PATH_MAX]
@@ -168,8 +179,9 @@ cdef int add_xattrs(Scan* s, int dir_fd, const char* name) noexcept nogil:
         return 0 if listed == 0 or listed == -EOPNOTSUPP else <int>listed
     while at < listed and count < KEYS:
         keys[count] = s.buffer + at
-        count += 1
         at += strlen(s.buffer + at) + 1
+        if not skipped(s, keys[count]):
+            count += 1
     qsort(keys, count, sizeof(char*), name_order)
     for i in range(count):
         n = get_xattr(s, dir_fd, name, path, keys[i])
@@ -234,18 +246,15 @@ cdef int add_row(Scan* s, int dir_fd, const char* name, const c_stat* st) noexce
     return 1 if push(&s.rows, &row, sizeof(Row)) < 0 else 0
 
 
-cdef int list_names(int fd, Vector* names, Vector* order) noexcept nogil:
+cdef int list_names(Scan* s, int fd, Vector* names, Vector* order) noexcept nogil:
     """The sorted names of a directory: order has pointers into names. 0, -errno, or 1 without memory."""
     cdef long n
     cdef int64_t at, count = 0, i
     cdef const char* name
     cdef linux_dirent* entry
-    cdef char* dents = <char*>malloc(DENTS)
     cdef int status = 0
-    if dents == NULL:
-        return 1
     while status == 0:
-        n = syscall(SYS_getdents64, fd, dents, <size_t>DENTS)
+        n = syscall(SYS_getdents64, fd, s.dents, <size_t>DENTS)
         if n < 0 and errno == EINTR:
             continue
         if n <= 0:
@@ -254,7 +263,7 @@ cdef int list_names(int fd, Vector* names, Vector* order) noexcept nogil:
             break
         at = 0
         while at < n:
-            entry = <linux_dirent*>(dents + at)
+            entry = <linux_dirent*>(s.dents + at)
             at += entry.d_reclen
             name = entry.d_name
             if name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0)):
@@ -263,7 +272,6 @@ cdef int list_names(int fd, Vector* names, Vector* order) noexcept nogil:
                 status = 1
                 break
             count += 1
-    free(dents)
     if status == 0 and grow(order, count * <int64_t>sizeof(char*)) < 0:
         status = 1
     if status != 0 or count == 0:
@@ -299,7 +307,7 @@ cdef int descend(Scan* s, Vector* levels, int fd, const c_stat* st) noexcept nog
     level.dev = st.st_dev
     level.ino = st.st_ino
     level.size = s.path.size
-    status = list_names(fd, &level.names, &level.order)
+    status = list_names(s, fd, &level.names, &level.order)
     if status == 0 and push(levels, &level, sizeof(Level)) < 0:
         status = 1
     if status != 0:
@@ -394,7 +402,7 @@ cdef bytes taken(Vector* v):
     return PyBytes_FromStringAndSize(v.data, v.size)
 
 
-def scan(int dir_fd, bint xattrs) -> tuple[bytes, bytes, bytes, bytes]:
+def scan(int dir_fd, bint xattrs, tuple skip = ()) -> tuple[bytes, bytes, bytes, bytes]:
     """All entries below directory `dir_fd`, the directory itself first, in tree order, as four byte strings.
 
     rows    n packed structs: dev, ino, rdev, size, mtime_ns, ctime_ns, blocks, path_end, link_end, xattr_end (8 bytes each),
@@ -402,6 +410,7 @@ def scan(int dir_fd, bint xattrs) -> tuple[bytes, bytes, bytes, bytes]:
     paths   every path back to back; row i's ends at path_end
     links   every symlink's target back to back; row i's ends at link_end
     xattrs  name NUL uint32 length, value, and so on; row i's end at xattr_end. Empty unless asked for
+    skip    the names, as bytes, of xattrs to leave out
 
     In Python: os.walk with lstat, readlink and listxattr of each entry, sorted
     At most KEPT descriptors are open besides the caller's, which stays as it is. Entries that vanish meanwhile are left out.
@@ -411,13 +420,16 @@ def scan(int dir_fd, bint xattrs) -> tuple[bytes, bytes, bytes, bytes]:
     cdef Vector levels
     cdef c_stat st
     cdef int status, fd
+    cdef bytes unwanted = b"".join([name + b"\0" for name in skip])   # ends in two NULs: one is every bytes object's own
     memset(&s, 0, sizeof(Scan))
+    s.skip = unwanted
     memset(&levels, 0, sizeof(Vector))
     s.want_xattrs = xattrs
     try:
         s.buffer = <char*>malloc(XATTR_LIST_MAX + XATTR_SIZE_MAX)
         s.keys = <const char**>malloc(KEYS * sizeof(char*))
-        if s.buffer == NULL or s.keys == NULL or grow(&s.path, 1) < 0:
+        s.dents = <char*>malloc(DENTS)
+        if s.buffer == NULL or s.keys == NULL or s.dents == NULL or grow(&s.path, 1) < 0:
             raise MemoryError()
         with nogil:
             # Opened anew: the caller's may have been read before, or be O_PATH.
@@ -450,5 +462,6 @@ def scan(int dir_fd, bint xattrs) -> tuple[bytes, bytes, bytes, bytes]:
         free(s.xattrs.data)
         free(s.path.data)
         free(s.buffer)
+        free(s.dents)
         free(s.keys)
         free(levels.data)

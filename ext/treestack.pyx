@@ -5,7 +5,7 @@ from libc.string cimport memchr, memcpy, memset
 
 from treeorder cimport common, compare, prefetch, weight
 
-# Kinds and flags of a row, as in tree/table.py.
+# Kinds and flags of a row, as in tree/entry.py.
 cdef enum:
     KIND_DIR = 1
     KIND_WHITEOUT = 7

@@ -13,7 +13,7 @@ cdef enum:
     METADATA = 3     # any other .wh..wh.*, or below one: AUFS kept its own books there
     INVALID = 4      # .wh. alone, .wh.. and .wh..., or a mark used as a directory
 
-# Kinds and flags of a row, as in tree/table.py.
+# Kinds and flags of a row, as in tree/entry.py.
 cdef enum:
     KIND_DIR = 1
     KIND_SYMLINK = 2

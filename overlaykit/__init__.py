@@ -11,8 +11,9 @@ A name is imported when it is first used, so that `import overlaykit` costs noth
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from overlaykit.lazily import importing
 
 __version__ = "0.1.0"
 
@@ -21,14 +22,17 @@ _HOMES = {
     "overlaykit.overlay": "Mount Overlay View mount unmount",
     "overlaykit.oci": "Digest Image ImageIndex Layer Layout Platform Reference open_image",
     "overlaykit.oci.disk": "PackedLayer apply_layer pack_layer squash_layers unpack",
-    "overlaykit.tree": "Change Entry Flag Kind Loss Tree WhiteoutFormat changes diff index_tar merge scan squash write_tar",
+    "overlaykit.oci.origins": "Origin",
+    "overlaykit.oci.sources": "compare",
+    "overlaykit.oci.trees": "changes diff merge scan squash",
+    "overlaykit.tree": "Change Entry Flag Kind Loss Tree WhiteoutFormat index_tar write_tar",
     "overlaykit.tree.blame": "Touch Waste blame waste",
+    "overlaykit.tree.tarball": "Limits",
     "overlaykit.errors": (
         "AlreadyExists DigestMismatch InUse IntegrityError InvalidImage InvalidLayer InvalidReference NotFound "
         "OverlaykitError SizeMismatch UnsafePath Unsupported"
     ),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 if TYPE_CHECKING:
     from overlaykit.errors import (
@@ -47,25 +51,14 @@ if TYPE_CHECKING:
     )
     from overlaykit.oci import Digest, Image, ImageIndex, Layer, Layout, Platform, Reference, open_image
     from overlaykit.oci.disk import PackedLayer, apply_layer, pack_layer, squash_layers, unpack
+    from overlaykit.oci.origins import Origin
+    from overlaykit.oci.sources import compare
+    from overlaykit.oci.trees import changes, diff, merge, scan, squash
     from overlaykit.overlay import Mount, Overlay, View, mount, unmount
     from overlaykit.store import Container, MountSpec, Snapshot, Snapshotter, Store, StoredImage, Volume
-    from overlaykit.tree import (
-        Change,
-        Entry,
-        Flag,
-        Kind,
-        Loss,
-        Tree,
-        WhiteoutFormat,
-        changes,
-        diff,
-        index_tar,
-        merge,
-        scan,
-        squash,
-        write_tar,
-    )
+    from overlaykit.tree import Change, Entry, Flag, Kind, Loss, Tree, WhiteoutFormat, index_tar, write_tar
     from overlaykit.tree.blame import Touch, Waste, blame, waste
+    from overlaykit.tree.tarball import Limits
 
 __all__ = [
     "AlreadyExists",
@@ -85,10 +78,12 @@ __all__ = [
     "Kind",
     "Layer",
     "Layout",
+    "Limits",
     "Loss",
     "Mount",
     "MountSpec",
     "NotFound",
+    "Origin",
     "Overlay",
     "OverlaykitError",
     "PackedLayer",
@@ -111,6 +106,7 @@ __all__ = [
     "apply_layer",
     "blame",
     "changes",
+    "compare",
     "diff",
     "index_tar",
     "merge",
@@ -127,12 +123,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module 'overlaykit' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(home), name)
-    return value
+__getattr__ = importing(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -39,6 +39,13 @@ def docker() -> Iterator[peers.Docker]:
         yield daemon
 
 
+@pytest.fixture(scope="module")
+def own_docker() -> Iterator[peers.Docker]:
+    """A dockerd for one file, whose tests look at all images, containers or volumes that there are."""
+    with peers.docker_daemon() as daemon:
+        yield daemon
+
+
 @pytest.fixture(scope="session")
 def podman() -> Iterator[peers.Podman]:
     """podman with a store for the whole session."""

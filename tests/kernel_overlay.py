@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from overlaykit.overlay.mount import mount, overlay_mount, unmount
+from overlaykit.overlay.mount import bind_mount, mount, overlay_mount, unmount
 
+PATIENCE = 200  # times 50 ms
 SCRATCH = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
@@ -41,11 +44,31 @@ def mounted(
     lowers: Sequence[Path | str], upper: Path | str | None, work: Path | str | None, merged: Path | str, **options: bool
 ) -> Iterator[Path]:
     """The kernel's merged tree at `merged` for as long as the context lasts."""
-    mount(overlay_mount(lowers, upper, work, merged, **options))  # type: ignore[arg-type]
+    what = overlay_mount(lowers, upper, work, merged, **options)  # type: ignore[arg-type]
+    for left in range(PATIENCE, -1, -1):
+        try:
+            mount(what)
+            break
+        except OSError as e:
+            # With index=on the kernel refuses an upper that is still mounted; and another program that began a mount
+            # namespace meanwhile keeps a copy of what was mounted before, for as long as it takes to let go of it.
+            if e.errno != errno.EBUSY or not left:
+                raise
+            time.sleep(0.05)
     try:
         yield Path(merged)
     finally:
         unmount(merged)
+
+
+@contextlib.contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    """Directory `source` bound on `target` for as long as the context lasts."""
+    mount(bind_mount(source, target))
+    try:
+        yield
+    finally:
+        unmount(target)
 
 
 class Chroot:

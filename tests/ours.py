@@ -19,7 +19,7 @@ MAIN = "import sys; from overlaykit.cli import main; sys.exit(main())"
 def command(root: StrPath, *args: StrPath, check: bool = True) -> subprocess.CompletedProcess[str]:
     """The finished command `overlaykit --root ROOT ARGS`; AssertionError with its output if it failed."""
     argv = [sys.executable, "-c", MAIN, "--root", os.fspath(root), *map(os.fspath, args)]
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False)
     if check and done.returncode:
         raise AssertionError(f"overlaykit {shlex.join(argv[5:])}: {done.returncode}\n{done.stdout}{done.stderr}")
     return done

@@ -1,7 +1,7 @@
 """A differential fuzzer: random stacks of layers, random programs of operations, on a kernel mount and in process.
 
 After every operation the results are compared, at the end the merged trees; then each side's upper is read by the other.
-Run it for long with  python tests/overlay_fuzz.py --seed 0 --cases 2000 [--redirect] [--metacopy] [--userxattr]
+Run it for long with  python tests/overlay_fuzz.py --seed 0 --cases 2000 [--redirect] [--metacopy] [--userxattr] [--index]
 A failing case prints its seed and the shrunk program.
 """
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,15 @@ class Profile:
     redirect_dir: bool = False
     metacopy: bool = False
     userxattr: bool = False
+    index: bool = False
     most_lowers: int = 4
     operations: int = 40
     rotate: bool = True
 
     def mount_options(self) -> dict[str, bool]:
-        return {"redirect_dir": self.redirect_dir, "metacopy": self.metacopy, "userxattr": self.userxattr}
+        return {
+            "redirect_dir": self.redirect_dir, "metacopy": self.metacopy, "userxattr": self.userxattr, "index": self.index
+        }  # fmt: skip
 
     @property
     def prefix(self) -> str:
@@ -97,7 +100,7 @@ class Maker:
             path = "/".join(r.choice(NAMES[:4]) for _ in range(r.choice([1, 2, 2, 3])))
             kind = r.choices(
                 ["file", "dir", "link", "whiteout", "opaque", "xwhiteout", "fifo", "char", "hardlink", "sparse"],
-                [8, 8, 3, 4, 3, 1, 1, 1, 2, 1],
+                [8, 8, 3, 4, 3, 1, 1, 1, 12 if self.profile.index else 2, 1],
             )[0]
             look = (
                 r.choice([0o644, 0o600, 0o755, 0o4755, 0o2755, 0o1777, 0o000]),
@@ -319,7 +322,8 @@ class Side:
     fs: Any
     began: float
     in_process: bool
-    handles: list[int] = field(default_factory=list)
+    inodes: frozenset[int] | None = None  # of the lowers that both sides share; None: numbers are not looked at
+    userxattr: bool = False
 
     def run(self, op: Op) -> Any:
         try:
@@ -399,7 +403,13 @@ class Side:
         size = 0 if stat.S_ISDIR(kind) else st.st_size
         rdev = st.st_rdev if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0
         mtime = "now" if st.st_mtime >= self.began - 5 else st.st_mtime_ns
-        return oct(st.st_mode), st.st_uid, st.st_gid, size, rdev, mtime
+        seen = oct(st.st_mode), st.st_uid, st.st_gid, size, rdev, mtime
+        if self.inodes is None:
+            return seen
+        if kind not in (stat.S_IFREG, stat.S_IFDIR) and self.userxattr:
+            return seen  # the kernel knows their origin only until it forgets the inode
+        links = 0 if stat.S_ISDIR(kind) else st.st_nlink
+        return *seen, links, st.st_ino if st.st_ino in self.inodes else "new"
 
     def tree(self) -> dict[str, Any]:
         """Everything there is: path -> what it looks like, content, xattrs."""
@@ -472,6 +482,7 @@ class Runner:
             for side in "kv":
                 self.lowers[side].append(base / f"lower{i}")
         self.before = {i: fingerprint(lower) for i, lower in enumerate(self.lowers["k"])}
+        self.inodes = frozenset(look[-1] for before in self.before.values() for look in before.values())
         self.generation = 0
         self.xattr_whiteouts = any(op[0] == "xwhiteout" for recipe in case.layers for op in recipe)
         (base / "merged").mkdir()
@@ -498,8 +509,8 @@ class Runner:
         program = list(enumerate(self.case.program))
         while program:
             with self.kernel("k", "k") as merged, self.ours("v", "v") as overlay:
-                kernel = Side(KernelOs(merged), self.began, False)
-                ours = Side(overlay, self.began, True)
+                kernel = Side(KernelOs(merged), self.began, False, self.inodes, self.case.profile.userxattr)
+                ours = Side(overlay, self.began, True, self.inodes, self.case.profile.userxattr)
                 try:
                     again = self.some(program, kernel, ours)
                     self.compare(kernel.tree(), ours.tree(), "merged tree", None)
@@ -534,15 +545,18 @@ class Runner:
     def swap(self) -> None:
         """Each upper, read by the other side."""
         with self.kernel("v", "v") as merged:
-            side = Side(KernelOs(merged), self.began, False)
+            side = Side(KernelOs(merged), self.began, False, self.inodes, self.case.profile.userxattr)
             theirs = side.tree()
             side.fs.close()
         with self.ours("k", "k") as overlay:
-            mine = Side(overlay, self.began, True).tree()
+            mine = Side(overlay, self.began, True, self.inodes, self.case.profile.userxattr).tree()
+            plain = Side(overlay, self.began, True).tree()
+        self.compare(theirs, mine, "uppers read by the other", None)
+        if self.case.profile.index:  # of which a stack of layers knows nothing
+            return
         with View([*self.lowers["k"], self.upper["k"]], userxattr=self.case.profile.userxattr) as view:
             viewed = Side(view, self.began, True).tree()
-        self.compare(theirs, mine, "uppers read by the other", None)
-        self.compare(mine, viewed, "overlay and view", None)
+        self.compare(plain, viewed, "overlay and view", None)
         if self.case.profile.redirect_dir or self.case.profile.metacopy:
             return
         form = WhiteoutFormat.USERXATTR if self.case.profile.userxattr else WhiteoutFormat.OVERLAY
@@ -643,11 +657,16 @@ def main() -> int:
     parser.add_argument("--redirect", action="store_true")
     parser.add_argument("--metacopy", action="store_true")
     parser.add_argument("--userxattr", action="store_true")
+    parser.add_argument("--index", action="store_true")
     parser.add_argument("--operations", type=int, default=40)
     parser.add_argument("--most", type=int, default=1, help="differences after which to stop")
     args = parser.parse_args()
     profile = Profile(
-        redirect_dir=args.redirect, metacopy=args.metacopy, userxattr=args.userxattr, operations=args.operations
+        redirect_dir=args.redirect,
+        metacopy=args.metacopy,
+        userxattr=args.userxattr,
+        index=args.index,
+        operations=args.operations,
     )
     done = found = 0
     began = time.time()

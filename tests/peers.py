@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -51,7 +53,7 @@ def run(
     check: bool = True,
     env: Mapping[str, str] | None = None,
     stdin: StrPath | None = None,
-    timeout: float = 300,
+    timeout: float = 900,
 ) -> subprocess.CompletedProcess[str]:
     """The finished program argv[0] (looked up by `peer`), its output as text; AssertionError with both if it failed."""
     command = [peer(os.fspath(argv[0])), *map(os.fspath, argv[1:])]
@@ -90,6 +92,17 @@ def takes_overlay(folder: Path) -> bool:
 
 
 @contextmanager
+def new_folder(parent: Path, label: str) -> Iterator[Path]:
+    """A new folder whose path podman takes in a reference: mkdtemp's names may end with "_", which no reference does."""
+    folder = parent / f"overlaykit-{label}-{secrets.token_hex(4)}"
+    folder.mkdir(0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
 def overlay_place(label: str) -> Iterator[Path]:
     """A new folder that can hold a daemon's overlay storage, in memory if there is room; gone afterwards."""
     need_root("overlay mounts of a peer")
@@ -98,12 +111,12 @@ def overlay_place(label: str) -> Iterator[Path]:
             break
     else:
         unavailable("no folder with 3 GiB free that the kernel's overlay takes as upper")
-    place = Path(tempfile.mkdtemp(prefix=f"overlaykit-{label}-", dir=parent))
-    try:
-        yield place
-    finally:
-        unmount_below(place)
-        shutil.rmtree(place)
+    with new_folder(parent, label) as place:
+        try:
+            yield place
+        finally:
+            end_processes(place)  # of a mount that is gone too: its program may have something to write yet
+            unmount_below(place)
 
 
 def unmount_below(place: Path) -> None:
@@ -115,8 +128,8 @@ def unmount_below(place: Path) -> None:
             subprocess.run(["umount", "-l", target], capture_output=True, check=False)
 
 
-def end_processes(place: Path, timeout: float = 10) -> None:
-    """Kill what a daemon left behind: every process whose command line names something under `place`."""
+def end_processes(place: Path, timeout: float = 60) -> None:
+    """Kill what was left behind: every process whose command line names something under `place`."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         left = []
@@ -139,7 +152,7 @@ def end_processes(place: Path, timeout: float = 10) -> None:
 class Docker:
     """A dockerd of our own with the overlay2 driver; `docker("run", ...)` gives what the command printed."""
 
-    def __init__(self, place: Path, *, start_timeout: float = 60) -> None:
+    def __init__(self, place: Path, *, start_timeout: float = 300) -> None:
         self.place, self.data_root, self.log = place, place / "data", place / "log"
         config = place / "daemon.json"
         config.write_text("{}")  # or dockerd would read the machine's
@@ -184,7 +197,7 @@ class Docker:
             run("umount", target)
 
     def stop(self) -> None:
-        """End dockerd, its containerd and every container. Safe to call twice."""
+        """End dockerd and every container. Safe to call twice."""
         # dockerd would give each of them ten seconds to end by itself.
         if running := self("ps", "--quiet", check=False).split():
             self("kill", *running, check=False)
@@ -194,22 +207,26 @@ class Docker:
         except subprocess.TimeoutExpired:
             self.daemon.kill()
             self.daemon.wait()
-        end_processes(self.place)
 
 
 class Podman:
-    """podman on a store of its own; `podman("load", ...)` gives what the command printed."""
+    """podman on a store of its own; `podman("load", ...)` gives what the command printed. settings: --storage-opt's."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *settings: str) -> None:
         self.place = place
         self.options = [
             *("--root", place / "root", "--runroot", place / "run", "--tmpdir", place / "tmp"),
             *("--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"),
+            *(f"--storage-opt={setting}" for setting in settings),
         ]
+        # Else all podmans of root share one lock file, and each new one frees what the others had taken of it.
+        config = place / "containers.conf"
+        config.write_text('[engine]\nlock_type = "file"\n')
+        self.env = {"CONTAINERS_CONF": str(config)}
         self("info")
 
     def __call__(self, *args: StrPath, check: bool = True, stdin: StrPath | None = None) -> str:
-        return run("podman", *self.options, *args, check=check, stdin=stdin).stdout
+        return run("podman", *self.options, *args, check=check, stdin=stdin, env=self.env).stdout
 
     @contextmanager
     def tree(self, image: str) -> Iterator[Path]:
@@ -233,12 +250,11 @@ def docker_daemon() -> Iterator[Docker]:
 
 
 @contextmanager
-def podman_store() -> Iterator[Podman]:
-    """podman with an empty store; mounts and files are gone afterwards."""
+def podman_store(*settings: str) -> Iterator[Podman]:
+    """podman with an empty store; mounts and files are gone afterwards. settings: what its --storage-opt takes."""
     peer("podman")
     with overlay_place("podman") as place:
-        yield Podman(place)
-        end_processes(place)
+        yield Podman(place, *settings)
 
 
 # --- peers without one ------------------------------------------------------------------------------------------------
@@ -253,6 +269,43 @@ def umoci_unpack(layout: StrPath, tag: str, bundle: Path) -> Path:
     """The root filesystem that umoci unpacks from LAYOUT:TAG (an OCI directory) into the new folder `bundle`."""
     run("umoci", "unpack", "--image", f"{os.fspath(layout)}:{tag}", bundle)
     return bundle / "rootfs"
+
+
+QUOTA_INIT = """\
+#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t tmpfs tmp /mnt
+{busybox} insmod {modules}/$(uname -r)/kernel/fs/overlayfs/overlay.ko
+mkdir /mnt/tmp /mnt/xfs
+mount -t xfs -o prjquota /dev/ubda /mnt/xfs || halt -f
+export QUOTA_PLACE=/mnt/xfs TMPDIR=/mnt/tmp PYTHONPATH={path} PATH={programs} HOME=/mnt
+cd {folder}
+{python} -m pytest -q -p no:cacheprovider --color=no {file} 2>&1
+echo "finished with $?"
+umount /mnt/xfs
+halt -f
+"""
+UML_MODULES = "/usr/lib/uml/modules"
+
+
+def with_quota(file: Path, scratch: Path) -> None:
+    """Run the tests in `file` on xfs with project quota, which few kernels have: in user-mode Linux, a kernel that is a
+    program, on this machine's files. AssertionError with what it printed if one fails."""
+    image, init = scratch / "xfs", scratch / "init"
+    with image.open("wb") as out:
+        out.truncate(512 << 20)
+    run("mkfs.xfs", "-q", image)
+    words = {"busybox": peer("busybox"), "modules": UML_MODULES, "python": sys.executable, "file": file.name}
+    words |= {"folder": file.parent, "path": os.pathsep.join([str(file.parent.parent), os.environ.get("PYTHONPATH", "")])}
+    init.write_text(QUOTA_INIT.format(**words, programs=os.environ["PATH"]))
+    init.chmod(0o755)
+    kernel = ("linux.uml", "mem=768M", f"ubd0={image}", "root=none", "rootfstype=hostfs", "rootflags=/", "rw")
+    # Also when pytest is killed: nobody else would end it.
+    done = run("setpriv", "--pdeathsig", "KILL", *kernel, f"init={init}", "con=null", "con0=null,fd:1", "quiet", check=False)
+    if "finished with" not in done.stdout:
+        unavailable(f"user-mode Linux does not start here: {(done.stdout + done.stderr)[-600:]}")
+    assert "finished with 0" in done.stdout, done.stdout + done.stderr
 
 
 def debian_rootfs(tar: Path, *, suite: str = "bookworm") -> None:

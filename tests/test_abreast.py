@@ -13,7 +13,7 @@ import pytest
 import tars
 
 from overlaykit import DigestMismatch, Store
-from overlaykit.store.abreast import Turn, abreast
+from overlaykit.oci.abreast import Turn, abreast
 
 
 def test_each_turn_comes_after_all_before_it() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import reference
 from hypothesis import given
-from strategies import oci_tables
+from hypothesis import strategies as st
+from strategies import entries, hardlinked, marks, oci_tables
 from test_laws import layer
 from treetext import tree as parse
 
 from overlaykit.errors import NotFound
 from overlaykit.tree import Entry, Kind, Tree
-from overlaykit.tree.blame import Reason, Verb, blame, waste
+from overlaykit.tree.blame import Reason, Verb, Waste, blame, waste
 
 
 def told(layers: list[Tree], path: str) -> list[tuple[int, str, str]]:
@@ -37,6 +41,34 @@ def test_a_file_goes_with_its_directory() -> None:
 def test_what_no_layer_has_is_not_found() -> None:
     with pytest.raises(NotFound, match="/nowhere"):
         blame([BASE], "nowhere")
+
+
+def test_waste_of_several_names_is_due_to_the_layer_that_takes_the_last() -> None:
+    """It was put down to the layer that took the first name, under which the content was still seen by the second."""
+    base = parse("/ dir 755\n/a file 644 5\n/b file 644 5 hardlink=/a\n/c file 644 5 hardlink=/a")
+    first = parse("/ dir 755 implied\n/a whiteout\n/c whiteout")
+    second = parse("/ dir 755 implied\n/b file 600 5")
+    assert list(waste([base, first])) == []
+    assert list(waste([base, first, second])) == [Waste(0, "a", Reason.ATTRIBUTES, 2, 5, ("mode",))]
+
+
+def test_only_the_content_tells_whether_a_file_was_changed() -> None:
+    base = parse("/ dir 755\n/a file 644 5 mtime=1\n/b file 644 5 mtime=1\n/c file 644 5 mtime=1")
+    top = parse("/ dir 755 implied\n/a file 644 5 owner=7:0 mtime=9\n/b file 644 5 mtime=1\n/c file 644 6 mtime=1")
+    contents = [{"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 22, "c": 3}]
+    asked = []
+
+    def fingerprints(number: int, rows: np.ndarray) -> np.ndarray:
+        paths = [(base, top)[number].path(row) for row in rows.tolist()]
+        asked.append((number, paths))
+        return np.array([[contents[number][path], 0] for path in paths], np.uint64)
+
+    found = {w.path: (w.reason, w.changed) for w in waste([base, top], fingerprints=fingerprints)}
+    attributes, changed = Reason.ATTRIBUTES, Reason.CHANGED
+    assert found == {"a": (attributes, ("owner", "time")), "b": (changed, ()), "c": (changed, ())}
+    assert asked == [(0, ["a", "b"]), (1, ["a", "b"])]  # c has another size
+    guessed = {w.path: w.reason for w in waste([base, top])}
+    assert guessed == {"a": changed, "b": attributes, "c": changed}
 
 
 def test_waste_says_why_and_how_much() -> None:
@@ -69,3 +101,35 @@ def test_seen_and_wasted_bytes_are_all_bytes(x: list[Entry], y: list[Entry]) -> 
     shown = reference.merge(list(layers))
     everything = sum(e.size for one in layers for e in one.values())
     assert sum(e.size for e in shown.values()) + sum(w.size for w in waste(trees)) == everything
+
+
+linked_tables = st.lists(st.one_of(entries(), entries(), marks), max_size=9).map(hardlinked)
+
+
+def seen_by_python(layers: list[reference.Layer]) -> set[tuple[int, int]]:
+    """(layer, number of the file) of all contents that the merge of `layers` shows."""
+    return {(e.layer, e.offset) for e in reference.merge(layers).values() if e.kind == Kind.FILE}
+
+
+@given(linked_tables, linked_tables, linked_tables)
+def test_waste_is_what_was_seen_and_no_longer_is(x: list[Entry], y: list[Entry], z: list[Entry]) -> None:
+    """Opaque directories, whiteouts and names of one file: the layer that hides a content is the first without it."""
+    trees, layers = zip(*map(layer, (x, y, z)), strict=True)
+    sizes: dict[tuple[int, int], int] = {}
+    numbered = []
+    for number, one in enumerate(layers):
+        files: dict[object, int] = {}
+        kept = {}
+        for path, e in one.items():
+            file = files.setdefault(e.hardlink if e.hardlink >= 0 else path, len(files))
+            kept[path] = replace(e, layer=number, offset=file)
+            if e.kind == Kind.FILE and e.size:
+                sizes[number, file] = e.size
+        numbered.append(kept)
+    expected = []
+    for number, file in sizes:
+        for above in range(number + 1, len(layers)):
+            if (number, file) not in seen_by_python(numbered[: above + 1]):
+                expected.append((number, above, sizes[number, file]))
+                break
+    assert sorted((w.layer, w.hidden_by, w.size) for w in waste(trees)) == sorted(expected)

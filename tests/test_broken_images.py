@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import imagefiles as im
@@ -92,12 +94,17 @@ ODD_FILES: dict[str, Callable[[Path], object]] = {
 
 
 def state(root: Path) -> dict[str, tuple[str, int, str]]:
-    """Kind, mode and digest of everything under a store's root."""
+    """Kind, mode and digest of everything under a store's root; of the database the rows, but for when it was settled."""
     found = {}
     for folder, _, names in os.walk(root):
         for path in [Path(folder), *(Path(folder, name) for name in names)]:
             info = path.lstat()
             content = path.read_bytes() if stat.S_ISREG(info.st_mode) else b""
+            if path.name == "store.db":
+                with closing(sqlite3.connect(path)) as rows:
+                    content = "\n".join(line for line in rows.iterdump() if "'settled'" not in line).encode()
+            elif path.name.startswith("store.db-"):
+                continue
             found[str(path.relative_to(root))] = (
                 stat.filemode(info.st_mode),
                 len(content),

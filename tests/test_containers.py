@@ -16,7 +16,7 @@ import rootfs
 from treetext import differences, listing
 
 import overlaykit
-from overlaykit import Container, InUse, InvalidImage, NotFound, Store
+from overlaykit import Container, IntegrityError, InUse, InvalidImage, NotFound, Store, cli
 from overlaykit.oci import RuntimeConfig, validate
 from overlaykit.store.instructions import apply_changes
 
@@ -312,7 +312,7 @@ def test_everything_but_mounts_works_without_root(tmp_path: Path) -> None:
         rootfs.write(place / "rootfs.tar")
         place.chmod(0o777)
         argv = [sys.executable, "-c", WITHOUT_ROOT, place, place / "rootfs.tar"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", timeout=60)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines() == [
             "userxattr",
@@ -322,3 +322,39 @@ def test_everything_but_mounts_works_without_root(tmp_path: Path) -> None:
         ]
     finally:
         shutil.rmtree(place)
+
+
+def test_what_a_container_is_to_run_is_text(store: Store, box: Container) -> None:
+    """A label that was a number was written down, and could not be read again: from then on no container was listed."""
+    wrong: list[dict[str, object]] = [
+        {"labels": {"number": 1}},
+        {"user": 1000},
+        {"command": ["sleep", 5]},
+        {"command": "sleep 5"},
+        {"entrypoint": "sleep"},
+    ]
+    for given in wrong:
+        with pytest.raises(TypeError):
+            store.create("base:1", **given)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        store.create_volume("data", labels={"number": 1})  # type: ignore[dict-item]
+    assert ([each.name for each in store.containers()], store.volumes()) == (["box"], [])
+
+
+@pytest.mark.usefixtures("box")
+def test_a_record_that_cannot_be_read_is_said_in_a_line(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.records.execute("UPDATE containers SET config = ?", '{"Labels":{"number":1}}')
+    for ask in (store.containers, lambda: store.container("box")):
+        with pytest.raises(IntegrityError, match="cannot be read"):
+            ask()
+    assert cli.main(["--root", str(store.root), "ps"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    store.fsck(repair=True)
+    assert store.container("box").name == "box"
+
+
+def test_a_removed_container_is_not_called_a_snapshot(store: Store, box: Container) -> None:
+    store.container("box").remove()
+    for ask in (box.diff, box.commit, box.sizes, box.remove, box.mount, lambda: box.fs):
+        with pytest.raises(NotFound, match=f"no container ({box.id[:12]}|box): it has"):
+            ask()

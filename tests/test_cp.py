@@ -18,7 +18,7 @@ import ours
 import peers
 import pytest
 import rootfs
-from test_crashes import run_killed
+from faults import run_killed
 from treetext import differences, listing
 from users import somebody
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +19,11 @@ from pathlib import Path
 import imagefiles as im
 import peers
 import pytest
+from faults import killed_at_steps
 
 from overlaykit import OverlaykitError, Store
 from overlaykit.oci import validate
-
-# What the interpreter reports of system calls that change something (audit events), and opening, which may create.
-STEPS = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.chown", "os.utime", "os.setxattr", "os.truncate"}
-STEPS |= {"open", "fcntl.flock", "sqlite3.connect", "shutil.rmtree", "os.scandir", "os.listdir"}
+from overlaykit.store.leases import Leases
 
 
 @pytest.fixture
@@ -59,6 +58,8 @@ def assert_whole(root: Path) -> tuple[frozenset[str], frozenset[str]]:
         assert os.listdir(root / "leases") == ["lock"]
         assert os.listdir(root / "ingest") == []
         assert {path.name for path in (root / "snapshots").iterdir()} == {s.id for s in store.snapshots.walk()}
+        volumes = {path.name: {*os.listdir(path)} - {"seed"} for path in (root / "volumes").iterdir() if path.is_dir()}
+        assert volumes == {volume.name: {"_data"} for volume in store.volumes()}
         needed: set[str] = set()
         for image in [*store.images(), *(container.image for container in store.containers())]:
             assert validate(image) == []
@@ -89,59 +90,15 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
 }
 
 
-def run_killed(root: Path, operation: Callable[[Store], object], step: int) -> bool:
-    """Run the operation in a child that is killed with SIGKILL as it takes step number `step`; whether it came that far."""
-    pid = os.fork()
-    if pid == 0:
-        left = step
-
-        def count(event: str, _: object) -> None:
-            nonlocal left
-            if event in STEPS:
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            store = Store(root)
-            sys.addaudithook(count)
-            operation(store)
-            os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child does not touch what other threads hold
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_killed_at_every_step(name: str, scratch: Path) -> None:
-    operation = OPERATIONS[name]
-    seen = set()
-    step = 0
-    stride = 1
-    while True:
-        top = scratch / str(step)
-        top.mkdir()
-        prepare(top / "store")
-        with Store(top / "store") as store:
-            before = state(store)
-        was_killed = run_killed(top / "store", operation, step)
-        seen.add(assert_whole(top / "store"))
-        # What was begun can be done now.
-        if not was_killed:
-            break
-        step += stride
-        stride = 1 + step // 12  # each of the first steps, later every second, third, ...
-    with Store(scratch / str(step) / "store") as store:
-        after = state(store)
+    prepare(scratch / "store")
+    with Store(scratch / "store") as store:
+        before = state(store)
+    seen = [assert_whole(root) for root in killed_at_steps(scratch, prepare, OPERATIONS[name])]
     if name not in ("unpack and create", "rm and rmi", "prune"):  # these are two changes
-        assert seen <= {before, after}
-    assert after in seen
+        assert set(seen) <= {before, seen[-1]}
 
 
 # --- no room ----------------------------------------------------------------------------------------------------------
@@ -205,79 +162,150 @@ def test_a_full_disk_can_be_emptied(scratch: Path) -> None:
         assert (place / "store/reserve").stat().st_size > 0
 
 
+def test_what_a_container_filled_the_disk_with_can_be_removed(scratch: Path) -> None:
+    """A few pages were left, enough to open the store: then ROOT/reserve stayed, and the first line of a lease did not fit.
+    `rm` failed, and so did all else that might have helped."""
+    peers.need_root("a small file system")
+    place = scratch / "tiny"
+    with tiny(place, 8 << 20):
+        for left in range(0, 320 << 10, 16 << 10):
+            prepare(place / "store")
+            disk = os.statvfs(place)
+            with (place / "filler").open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize - left - 4096)
+            with Store(place / "store") as store:
+                assert store.container("box").diff() is not None
+                assert store.container("box").remove() > 0
+                assert store.remove_image("one:1").freed.size > 0
+            (place / "filler").unlink()
+            assert_whole(place / "store")
+            shutil.rmtree(place / "store")
+
+
+def test_a_lease_has_whole_lines_only(scratch: Path) -> None:
+    """A line that did not fit stayed as half a line, and the next one went on with it: what either named was not held, and
+    what the two together named was cleared away."""
+    peers.need_root("a small file system")
+    place = scratch / "tiny"
+    with tiny(place, 1 << 20):
+        leases = Leases(place / "leases", lambda lease: None)
+        leases.folder.mkdir()
+        with leases.hold() as lease:
+            lease.add("first")
+            with (place / "filler").open("wb") as file:
+                disk = os.statvfs(place)
+                os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize)
+            with pytest.raises(OSError, match="No space left"):
+                lease.add(*(f"snapshots/{number:04}" for number in range(1000)))
+            lease.add("last")
+            assert lease.things() == {"first", "last"}
+
+
+def test_half_a_line_of_a_dead_lease_is_not_gone_on_with(scratch: Path) -> None:
+    folder = scratch / "leases"
+    folder.mkdir()
+    (folder / "dead").write_text("first\nsnapsh")
+    left: list[set[str]] = []
+    Leases(folder, lambda lease: (lease.note("last"), left.append(lease.things()))).recover()
+    assert left == [{"first", "last"}]
+
+
 # --- many at once -----------------------------------------------------------------------------------------------------
 
 WORKER = """
-import os, random, sys, time
+import errno, os, random, sys, time
 import overlaykit
 root, seed, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 chance = random.Random(seed)
 top = os.path.dirname(root)
 end = time.monotonic() + seconds
-expected = (overlaykit.NotFound, overlaykit.InUse, overlaykit.AlreadyExists)
+expected = (overlaykit.NotFound, overlaykit.InUse, overlaykit.AlreadyExists, overlaykit.Unsupported)  # cp into itself
+
+def load(): store.load(os.path.join(top, chance.choice(["one.tar", "two.tar"])))
+def create(): store.create(chance.choice(images), name=name())
+def create_with_volumes(): store.create(chance.choice(images), name=name(), mounts=[f"{volume()}:/etc", "/anonymous"])
+def volumes_from(): store.create(chance.choice(images), name=name(), volumes_from=[box().name])
+def commit(): box().commit(f"made:{chance.randrange(5)}")
+def remove(): box().remove(volumes=chance.random() < 0.5)
+def rename(): box().rename(name())
+def rmi(): store.remove_image(chance.choice(images))
+def gc(): store.gc()
+def prune(): store.prune(all=chance.random() < 0.1, containers=chance.random() < 0.1)
+def snapshot(): box().snapshot()
+def rollback(): box().rollback()
+def fork(): box().fork(name())
+def discard(): box().discard(f"/etc/file{chance.randrange(3)}")
+def volume_create(): store.create_volume(volume())
+def volume_rm(): store.volume(volume()).remove()
+def volume_prune(): store.prune_volumes(all=chance.random() < 0.2)
+def export(): box().export(os.devnull)
+def write():
+    with box() as container:
+        container.fs.write_bytes(f"/etc/file{chance.randrange(3)}", os.urandom(20000))
+        container.fs.unlink("/etc/noise")
+def cp(): store.cp(place(), inner())
+def cp_out(): store.cp(inner(), out())
+def cp_in(): store.cp(os.path.join(top, "one.tar"), inner())
+
+def name(): return f"c{chance.randrange(12)}"
+def volume(): return f"v{chance.randrange(4)}"
+def box(): return chance.choice(store.containers())
+def out(): return os.path.join(top, f"out{chance.randrange(3)}")
+def inner():
+    n = chance.randrange(3)
+    return chance.choice([f"{name()}:/etc/file{n}", f"{name()}:/etc", f"volume:{volume()}:/x{n}"])
+def place(): return inner() if chance.random() < 0.8 else out()
+
+WORK = [load, create, create, create_with_volumes, create_with_volumes, volumes_from, commit, commit, remove, remove, rename,
+        rmi, gc, prune, snapshot, rollback, fork, discard, volume_create, volume_rm, volume_prune, export, write, write,
+        write, cp, cp, cp_in, cp_out]
+# What is not there, or of the other kind, is so because it is not, or because the container has just gone.
+fine = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST, errno.EINVAL}
 while time.monotonic() < end:
     with overlaykit.Store(root) as store:
         for _ in range(chance.randrange(1, 6)):
+            work = chance.choice(WORK)
             try:
                 images = [tag for image in store.images() for tag in image.tags]
-                containers = store.containers()
-                match chance.randrange(10):
-                    case 0:
-                        store.load(os.path.join(top, chance.choice(["one.tar", "two.tar"])))
-                    case 1 | 2:
-                        store.create(chance.choice(images), name=f"c{chance.randrange(12)}")
-                    case 3:
-                        with chance.choice(containers) as container:
-                            with container.fs.open(f"/etc/file{chance.randrange(3)}", "wb") as file:
-                                file.write(os.urandom(20000))
-                            container.fs.unlink("/etc/noise")
-                    case 4:
-                        chance.choice(containers).commit(f"made:{chance.randrange(5)}")
-                    case 5:
-                        chance.choice(containers).remove()
-                    case 7:
-                        box = chance.choice(containers)
-                        box.snapshot() if chance.random() < 0.5 or not box.snapshots() else box.rollback()
-                    case 8:
-                        chance.choice(containers).fork(f"c{chance.randrange(12)}")
-                    case 9:
-                        chance.choice(containers).discard(f"/etc/file{chance.randrange(3)}")
-                    case 6:
-                        store.remove_image(chance.choice(images)) if chance.random() < 0.8 else store.gc()
+                work()
             except (*expected, IndexError):
                 pass
-            except FileNotFoundError as e:
-                # The container went while its files were being looked at, or /etc/noise had gone before.
-                if not (e.filename and ("/snapshots/" in str(e.filename) or e.filename == "/etc/noise")):
+            except overlaykit.InvalidLayer:
+                if work != export:  # of a file that grew or shrank meanwhile, since somebody writes to the container
+                    raise
+            except OSError as e:
+                ours = root in str(e.filename)  # nobody who uses the store wants to hear of its own files
+                if e.errno not in fine or ours or work not in (write, cp, cp_in, cp_out):
                     raise
 """
 SECONDS = float(os.environ.get("OVERLAYKIT_STRESS_SECONDS", "6"))  # the bar for a release is 300
+SEED = int(os.environ.get("OVERLAYKIT_STRESS_SEED", "1"))
 
 
 def test_many_processes_some_of_them_killed(scratch: Path) -> None:
     root = scratch / "store"
     prepare(root)
-    chance = random.Random(1)
+    chance = random.Random(SEED)
     end = time.monotonic() + SECONDS
     killed: set[int] = set()
 
     def start(seed: int) -> subprocess.Popen[str]:
         left = max(end - time.monotonic(), 0.1)
-        argv = [sys.executable, "-W", "error", "-c", WORKER, root, str(seed), str(left)]
+        argv = [sys.executable, "-W", "error", "-c", WORKER, root, str(SEED * 10_000 + seed), str(left)]
         return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
 
     everyone = [start(seed) for seed in range(8)]
     workers = list(everyone)
     try:
         while time.monotonic() < end:
-            time.sleep(0.7)
+            time.sleep(min(1, SECONDS / 8))
             victim = chance.randrange(len(workers))
             workers[victim].kill()
             killed.add(workers[victim].pid)
             workers[victim] = start(len(everyone))
             everyone.append(workers[victim])
         for worker in everyone:
-            _, errors = worker.communicate(timeout=60)
+            _, errors = worker.communicate(timeout=300)
             assert worker.pid in killed or worker.returncode == 0, errors
     finally:
         for worker in everyone:
@@ -296,10 +324,8 @@ def test_a_dead_writers_lock_stops_nobody(scratch: Path) -> None:
         with store.operation(), store.records.transaction():
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    began = time.monotonic()
     with Store(root) as store:
         store.create("one:1", name="next")
-    assert time.monotonic() - began < 5
 
 
 def test_a_damaged_database_is_one_error(scratch: Path) -> None:

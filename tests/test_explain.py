@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
+import peers
 import pytest
 from kernel_overlay import mounted, needs_kernel_overlay
 
@@ -90,6 +92,58 @@ def test_the_lowers_are_found_as_docker_and_podman_note_them(places: tuple[Path,
     assert find_lowers(home / "box/diff") == [home / "one/diff", home / "two/diff"]
     with pytest.raises(NotFound, match="no file beside it says what is below"):
         find_lowers(places[1])
+
+
+# What a container does there: a page of the database, a small file whole, a directory replaced, a large file of its own.
+SCRIPT = """
+echo changed | dd of=/srv/db/data bs=1 seek=9000 conv=notrunc
+echo changed >/etc/conf
+rm -r /opt/old && mkdir /opt/old && echo new >/opt/old/file
+cat /srv/db/data /srv/db/data /srv/db/data >/srv/db/new
+chmod 600 /srv/attributes
+"""
+
+
+def peers_image(place: Path) -> Path:
+    """A tar of a root filesystem with busybox, a database, and what SCRIPT changes."""
+    root = place / "root"
+    for directory in ("bin", "srv/db", "etc", "opt/old"):
+        (root / directory).mkdir(parents=True)
+    shutil.copy(peers.peer("busybox"), root / "bin/busybox")
+    for name in ("sh", "dd", "cat", "rm", "mkdir", "chmod"):
+        (root / "bin" / name).symlink_to("busybox")
+    (root / "srv/db/data").write_bytes(os.urandom(1 << 20))
+    (root / "srv/attributes").write_bytes(os.urandom(5000))
+    (root / "etc/conf").write_text("x" * 100)
+    (root / "opt/old/file").write_text("old")
+    peers.run("tar", "--create", "--file", place / "image.tar", "--directory", root, ".")
+    return place / "image.tar"
+
+
+@pytest.mark.parametrize("name", ["docker", "podman"])
+def test_a_container_of_docker_or_podman_is_explained_by_its_upper_alone(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = request.getfixturevalue(name)
+    peer("import", peers_image(tmp_path), "explain:1")
+    if name == "docker":
+        peer("run", "--name", "explained", "--network", "none", "explain:1", "/bin/sh", "-c", SCRIPT)
+    else:  # podman sets limits that not every machine lets it set, so the script runs in its mount
+        peer("create", "--name", "explained", "--network", "none", "explain:1", "/bin/sh")
+        peers.run("chroot", peer("mount", "explained").strip(), "/bin/sh", "-c", SCRIPT)
+        peer("umount", "explained")
+    try:
+        upper = json.loads(peer("inspect", "explained"))[0]["GraphDriver"]["Data"]["UpperDir"]
+        assert cli.main(["explain", upper, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        copied = {one["path"]: (one["size"], one["unchanged"]) for one in found["copied_up"]}
+        size, unchanged = copied.pop("/srv/attributes")
+        assert (size, unchanged) in ((5000, 5000), (0, 0))  # the second with metacopy, which podman may have on
+        assert copied == {"/srv/db/data": (1 << 20, (1 << 20) - 4096), "/etc/conf": (8, 0)}
+        assert [(one["path"], one["where"]) for one in found["advice"]] == [("/srv/db", "volume")]
+    finally:
+        peer("rm", "--force", "explained")
+        peer("rmi", "explain:1")
 
 
 def test_the_command_reads_an_upper_with_named_lowers(

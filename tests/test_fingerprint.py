@@ -7,10 +7,14 @@ import os
 from pathlib import Path
 
 import numpy as np
+import peers
 import pytest
 import xxhash
+from tars import Slow
 
-from overlaykit.tree import Kind, fingerprint, scan
+from overlaykit.errors import InvalidLayer
+from overlaykit.tree import Kind, fingerprint, index_tar, scan
+from overlaykit.tree.fingerprint import fingerprint_tar
 
 
 def test_each_file_has_the_hash_of_its_content(tmp_path: Path) -> None:
@@ -47,3 +51,37 @@ def test_a_file_that_is_gone_or_has_another_size_is_named(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError) as missing:
         fingerprint(tree, tmp_path)
     assert missing.value.filename == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix --sparse-version=0.0", "posix --sparse-version=0.1", "posix"])
+def test_a_content_in_a_tar_has_the_fingerprint_that_it_has_on_disk(tmp_path: Path, form: str) -> None:
+    home = tmp_path / "home"
+    (home / "d").mkdir(parents=True)
+    for name, size in (("a", 1), ("d/b", 70_000), ("d/c", 3 << 20), ("empty", 0), ("last", 5)):
+        (home / name).write_bytes(os.urandom(size))
+    for name, pieces in (("holes", 3), ("many", 40), ("nothing", 0)):
+        with (home / name).open("wb") as f:
+            for piece in range(pieces):
+                f.seek(piece * 300_000)
+                f.write(b"piece" * 900)
+        os.truncate(home / name, 13_000_000)
+    os.link(home / "d/b", home / "d/b2")
+    peers.run(
+        "tar", "-c", "--sparse", f"--format={form.split()[0]}", *form.split()[1:], "-f", tmp_path / "t", "-C", home, "."
+    )
+    data = (tmp_path / "t").read_bytes()
+    tree = index_tar(Slow(data, [len(data)]))
+    disk = scan(home)
+    rows = np.flatnonzero((tree.kind == Kind.FILE) & (tree.size > 0))
+    expected = fingerprint(disk, home)[[disk.find(tree.paths[row]) for row in rows.tolist()]]
+    offsets, index = np.unique(tree.offset[rows], return_inverse=True)
+    for sizes in ([len(data)], [1000], [512, 7]):
+        assert np.array_equal(fingerprint_tar(Slow(data, sizes), offsets)[index], expected)
+        assert np.array_equal(fingerprint_tar(Slow(data, sizes), offsets[:1]), expected[index == 0][:1])
+
+
+def test_an_offset_without_content_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("content")
+    peers.run("tar", "-c", "-f", tmp_path / "t", "-C", tmp_path, "f")
+    with (tmp_path / "t").open("rb", buffering=0) as stream, pytest.raises(InvalidLayer, match="at byte 7"):
+        fingerprint_tar(stream, np.array([7]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 from pathlib import Path
 
@@ -329,3 +330,19 @@ def test_an_export_is_the_merged_tree(changed: Container, tmp_path: Path) -> Non
     peers.run("tar", "-x", *options, "-p", "-f", out, "-C", plain)
     ours = listing("/", fs=changed.fs, seconds=True)
     assert differences(listing(plain, seconds=True), ours) == ""
+
+
+def test_an_export_that_fails_leaves_what_was_there(changed: Container, tmp_path: Path) -> None:
+    """It unlinked its target: as root, the export of a container that had just gone to /dev/null took that away."""
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.write_text("before")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    changed.remove(force=True)
+    for target in (pipe, file):
+        with pytest.raises(NotFound):
+            changed.export(target)
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert file.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []

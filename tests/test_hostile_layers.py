@@ -9,17 +9,21 @@ import os
 import resource
 import stat
 import subprocess
+import tarfile
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import open_descriptors
 from kernel_overlay import SCRATCH
 from tars import END, header, member, padded, pax, record
 from treetext import listing
 from users import somebody
 
+import overlaykit
+from overlaykit import Limits
 from overlaykit.errors import InvalidLayer, UnsafePath
 from overlaykit.overlay.apply import apply_layer
 from overlaykit.tree import Kind, Losses, Tree, WhiteoutFormat, index_tar, scan
@@ -40,7 +44,7 @@ def base() -> Iterator[Path]:
         (base / "a").mkdir(mode=0o700)
         for path in (base / "etc" / "passwd", base / "etc", base / "a"):
             os.utime(path, ns=(0, 0))
-        before, fds = sentinel(base), set(os.listdir("/proc/self/fd"))
+        before, fds = sentinel(base), set(open_descriptors())
         yield base
         assert sentinel(base) == before
         assert set(os.listdir("/proc/self/fd")) <= fds  # an earlier test's may be collected meanwhile
@@ -377,3 +381,38 @@ def test_setuid_and_devices_are_made_only_inside(base: Path) -> None:
     data = member("suid", b"x", mode=0o6755) + header("l", "2", link="../a") + padded(b"")
     apply(data + END, base)
     assert stat.S_IMODE((base / "target" / "suid").stat().st_mode) == 0o6755
+
+
+# --- limits that a caller sets ----------------------------------------------------------------------------------------
+
+
+def many(entries: int, pad: int = 0) -> bytes:
+    """A layer of so many entries, each with `pad` bytes of pax header."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(entries):
+            info = tarfile.TarInfo(f"f{number}")
+            if pad:
+                info.pax_headers = {"comment": "x" * pad}
+            archive.addfile(info)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("layer", "limits", "said"),
+    [
+        (many(1000), Limits(entries=999), "more than the 999 entries allowed"),
+        (many(3, 10_000), Limits(header=8192), "more headers for one entry than the limit"),
+    ],
+)
+def test_a_layer_may_cost_what_the_caller_allows(tmp_path: Path, layer: bytes, limits: Limits, said: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with pytest.raises(InvalidLayer, match=said):
+        overlaykit.apply_layer(io.BytesIO(layer), home, limits=limits)
+    with pytest.raises(InvalidLayer, match=said):
+        index_tar(io.BytesIO(layer), limits=limits)
+    assert os.listdir(home) == []
+    assert os.listdir(tmp_path) == ["home"]
+    overlaykit.apply_layer(io.BytesIO(layer), home)
+    assert len(os.listdir(home)) in (3, 1000)

@@ -6,18 +6,16 @@ import errno
 import os
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import peers
 import pytest
-from users import SOMEBODY
+from users import SOMEBODY, as_somebody
 
+from overlaykit import Store
 from overlaykit.errors import Unsupported
 from overlaykit.overlay import Mount, Overlay, inside, overlay_mount, run_inside
-from overlaykit.overlay.mount import libc
 
-PR_SET_DUMPABLE = 4  # prctl(2)
 SCRIPT = "echo new > /etc/motd && rm /etc/hosts && mkdir /made && id -u"
 
 
@@ -40,22 +38,6 @@ def base(tmp_path: Path) -> Path:
         place.write_bytes(Path(path).read_bytes())
         place.chmod(0o755)
     return tmp_path
-
-
-def as_somebody(work: Callable[[], int]) -> int:
-    """What `work()` gives in a child process that is an ordinary user for good."""
-    pid = os.fork()
-    if pid == 0:
-        status = 99
-        try:
-            os.setgroups([])
-            os.setresgid(SOMEBODY, SOMEBODY, SOMEBODY)
-            os.setresuid(SOMEBODY, SOMEBODY, SOMEBODY)
-            libc().prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's
-            status = work()
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def refuse(what: Mount) -> Mount:
@@ -93,6 +75,32 @@ def test_an_ordinary_user_is_root_inside(base: Path, capfd: pytest.CaptureFixtur
     assert (base / "upper/made").is_dir()
 
 
+def test_a_users_own_store_runs_programs_and_sees_what_they_did(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    peers.need_root("becomes an ordinary user")
+
+    def whole_way(root: Path) -> int:
+        with Store(root) as store:
+            store.import_rootfs(base / "lower", "base:1")
+            box = store.create("base:1", name="box", mounts=["data:/srv"])
+            box.fs.path("/etc/before").write_text("in process\n")
+            status = box.run(["sh", "-c", SCRIPT + " && cat /etc/before && echo kept > /srv/file"])
+            print(sorted(f"{change.kind} {change.path}" for change in box.diff()), flush=True)
+            box.commit("base:2")
+            return status
+
+    assert whole_way(base / "roots") == 0  # what is imported on the way may be out of the user's reach
+    as_root = capfd.readouterr().out
+    for path in (base, *(base / "lower").rglob("*"), base / "lower"):
+        os.chown(path, SOMEBODY, SOMEBODY, follow_symlinks=False)
+    for above in base.parents:
+        if above.stat().st_mode & 0o5 != 0o5:
+            above.chmod(above.stat().st_mode | 0o011)
+    assert as_somebody(lambda: whole_way(base / "users")) == 0
+    assert capfd.readouterr().out == as_root
+    assert as_root.startswith("0\nin process\n['A /etc/before', 'A /made',")
+    assert (base / "users/volumes/data/_data/file").stat().st_uid == SOMEBODY
+
+
 def test_fuse_overlayfs_stands_in_and_does_not_stay(
     base: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +110,7 @@ def test_fuse_overlayfs_stands_in_and_does_not_stay(
     assert capfd.readouterr().out == "0\n"
     assert lines(base) == ["motd", "new\n", "True"]
     upper = os.fsencode(base / "upper")
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while any(upper in command(pid) for pid in os.listdir("/proc") if pid.isdigit()):
         assert time.monotonic() < end, "fuse-overlayfs is still there"
         time.sleep(0.01)

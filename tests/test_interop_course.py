@@ -81,9 +81,22 @@ def untimed(directory: StrPath) -> dict[str, str]:
     return {path: re.sub(r" mtime=\S+", "", re.sub(" char 0 0:0.*", " whiteout", line)) for path, line in found.items()}
 
 
-def test_the_course(docker: peers.Docker, small_rootfs: Path, tmp_path: Path) -> None:
-    course = Course(docker, tmp_path / "store", tmp_path)
-    for chapter in (images, layers, writable_layers, what_lies_on_disk, commits, copies, what_remains, portable_images):
+def test_the_course(own_docker: peers.Docker, small_rootfs: Path, tmp_path: Path) -> None:
+    course = Course(own_docker, tmp_path / "store", tmp_path)
+    for chapter in (
+        *(
+            images,
+            layers,
+            writable_layers,
+            what_lies_on_disk,
+            commits,
+            copies,
+            volumes,
+            what_an_image_puts_there,
+            bind_mounts,
+        ),
+        *(what_remains_of_volumes, what_remains, portable_images),
+    ):
         chapter(course, small_rootfs)
 
 
@@ -223,6 +236,114 @@ def copies(course: Course, rootfs: Path) -> None:
         (course.place / "motd", course.place / "x"),
     ):
         course.refused("cp", source, target)
+
+
+MOUNTS = "{{range .Mounts}}{{.Type}} {{.Destination}} {{.Mode}} {{.RW}} {{.Propagation}}\n{{end}}"
+FILES = {"hostname", "hosts", "resolv.conf", "mtab"}  # Docker puts some of its own in their place in every container
+
+
+def mountpoints(course: Course, volume: str) -> tuple[Path, Path]:
+    theirs, mine = course.codes("volume", "inspect", "--format", "{{.Mountpoint}}", volume)
+    return Path(theirs.strip()), Path(mine.strip())
+
+
+def in_volumes(course: Course, volume: str) -> list[str]:
+    """The names in a volume, which are the same on both sides."""
+    theirs, mine = (sorted(set(os.listdir(place)) - FILES) for place in mountpoints(course, volume))
+    assert mine == theirs, volume
+    return mine
+
+
+def mounts(course: Course, container: str) -> list[str]:
+    """What inspect says of the mounts, in Docker's order of a Go map."""
+    return course.same("inspect", "--format", MOUNTS, container, unordered=True).split("\n")
+
+
+def volumes(course: Course, rootfs: Path) -> None:
+    """A volume is made by name, by mounting it, or without a name; it is listed, filtered and inspected."""
+    assert course.same("volume", "create", "--label", "stage=test", "made") == "made\n"
+    assert course.same("volume", "create", "made") == "made\n"
+    course.codes("create", "--name", "keeper", "-v", "implied:/srv/data", "course:base", "sh")
+    assert course.same("volume", "ls", "--quiet") == "implied\nmade\n"
+    assert course.same("volume", "ls", "--filter", "dangling=true", "--format", "{{.Name}}") == "made\n"
+    assert course.same("volume", "ls", "--filter", "dangling=false", "--quiet") == "implied\n"
+    assert course.same("volume", "ls", "--filter", "name=mad", "--filter", "driver=local", "-q") == "made\n"
+    assert course.same("volume", "ls", "--filter", "label=stage=test", "-q") == "made\n"
+    course.same("volume", "ls", "--format", '{{.Name}} {{.Driver}} {{.Scope}} {{.Labels}} {{.Label "stage"}} {{.Size}}')
+    template = "{{.Name}} {{.Driver}} {{.Scope}} {{json .Labels}} {{json .Options}}"
+    course.same("volume", "inspect", "--format", template, "made", "implied")
+    course.same("inspect", "--type", "volume", "--format", template, "made")
+    course.same("inspect", "--format", template, "made")  # neither a container nor an image
+    assert mounts(course, "keeper")
+    for mistake in (
+        ["volume", "inspect", "nothing"],
+        ["volume", "create", "not/a/name"],
+        ["volume", "create", "--driver", "nothing", "x1"],
+        ["volume", "create", "--opt", "colour=blue", "x1"],
+        ["volume", "create", "--opt", "type=tmpfs", "x1"],
+        ["volume", "ls", "--filter", "colour=blue"],
+        ["volume", "rm", "nothing"],
+        ["volume", "rm", "implied"],
+    ):
+        course.refused(*mistake)
+
+
+def what_an_image_puts_there(course: Course, rootfs: Path) -> None:
+    """An empty volume over a directory of the image gets its files; one that has any, or a bound one, does not."""
+    course.codes("create", "--name", "filling", "-v", "etc:/etc:ro", "-v", "lib:/lib:nocopy", "course:base", "sh")
+    assert "motd" in in_volumes(course, "etc")
+    assert in_volumes(course, "lib") == []
+    for place in mountpoints(course, "lib"):
+        (place / "mine").write_text("mine\n")
+    course.codes("create", "--name", "again", "-v", "lib:/etc", "course:base", "sh")
+    assert in_volumes(course, "lib") == ["mine"]
+    # What is written to a volume is in no container's layer.
+    for place in mountpoints(course, "etc"):
+        (place / "motd").write_text("in the volume\n")
+    assert course.same("diff", "filling") == ""
+    assert "volume /etc ro false " in mounts(course, "filling")
+    # The others' mounts: the same volumes, with a mode of one's own.
+    course.codes("create", "--name", "from", "--volumes-from", "filling:ro", "-v", "own:/lib", "course:base", "sh")
+    assert [line for line in mounts(course, "from") if line] == ["volume /etc  false ", "volume /lib z true "]
+    course.refused("create", "--name", "wrong", "--volumes-from", "nobody", "course:base", "sh")
+    course.codes(
+        "create", "--name", "scratch", "--tmpfs", "/run:size=1m", "--mount", "type=tmpfs,dst=/t", "course:base", "sh"
+    )
+    assert mounts(course, "scratch")
+    assert course.same("inspect", "--format", "{{json .HostConfig.Tmpfs}}", "scratch") == '{"/run":"size=1m"}\n'
+
+
+def bind_mounts(course: Course, rootfs: Path) -> None:
+    """A directory or file of the host hides what the image has there; -v makes a missing one, --mount refuses it."""
+    host = course.place / "host"
+    host.mkdir()
+    (host / "file").write_text("host\n")
+    course.codes("create", "--name", "bound", "-v", f"{host}:/etc:ro", "-v", f"{host}/file:/home/file", "course:base", "sh")
+    mounts(course, "bound")
+    theirs, mine = course.inspected("bound", "{{json .HostConfig.Binds}}")
+    assert sorted(mine) == sorted(theirs)  # Docker's client has them in a Go map
+    with overlaykit.Store(course.root) as store, store.container("bound") as container:
+        assert container.fs.listdir("/etc") == ["file"]
+    course.refused("create", "--mount", f"type=bind,src={host}/missing,dst=/etc", "course:base", "sh")
+    assert not (host / "missing").exists()
+    assert os.listdir(host) == ["file"]  # nothing was copied to it
+
+
+def what_remains_of_volumes(course: Course, rootfs: Path) -> None:
+    """rm leaves volumes, rm -v takes those without a name, prune what nobody has."""
+    course.codes("create", "--name", "nameless", "-v", "/srv/one", "-v", "named:/srv/two", "course:base", "sh")
+    before = len(course.same("volume", "ls", "--format", "{{.Driver}}").splitlines())
+    course.same("rm", "-v", "nameless")
+    assert len(course.same("volume", "ls", "--format", "{{.Driver}}").splitlines()) == before - 1
+    course.codes("create", "--name", "nameless", "-v", "/srv/one", "course:base", "sh")
+    course.same("rm", "nameless")
+    assert len(course.same("volume", "ls", "--filter", "dangling=true", "--format", "{{.Driver}}").splitlines()) == 3
+    for name in ("keeper", "filling", "again", "from", "scratch", "bound"):
+        course.same("rm", name)
+    assert "motd" in in_volumes(course, "etc")  # outlives its containers
+    course.same("volume", "rm", "etc", "lib")
+    course.refused("volume", "inspect", "etc")
+    course.codes("volume", "prune", "--force")
 
 
 def what_remains(course: Course, rootfs: Path) -> None:

@@ -87,6 +87,44 @@ CASES = {
     "volumes-from nobody": ["@ --volumes-from nobody"],
     "volumes-from in a bad mode": ["create --name first volumes:1 sh", "@ --volumes-from first:xx"],
     "own before volumes-from": ["create --name first -v data:/etc volumes:1 sh", "@ --volumes-from first -v own:/etc"],
+    "volumes-from": ["create --name first -v data:/etc -v HOST:/h volumes:1 sh", "@ --volumes-from first"],
+    "volumes-from, read-only": ["create --name first -v data:/etc -v HOST:/h:ro volumes:1 sh", "@ --volumes-from first:ro"],
+    "volumes-from, read-write": ["create --name first -v data:/etc:ro -v /lib volumes:1 sh", "@ --volumes-from first:rw"],
+    "volumes-from of two": [
+        "create --name first -v data:/etc volumes:1 sh",
+        "create --name second -v more:/lib volumes:1 sh",
+        "@ --volumes-from first --volumes-from second:ro",
+    ],
+    "an anonymous --mount": ["@ --mount dst=/etc"],
+    "an anonymous --mount, read-only": ["@ --mount type=volume,dst=/etc,readonly"],
+    "one volume twice, of which one has something": ["@ -v data:/etc -v data:/nothing/there"],
+    "one volume twice, of which one is not copied": ["@ -v data:/etc -v data:/lib:nocopy"],
+    "a volume with options": ["volume create --opt type=tmpfs --opt device=tmpfs --opt o=size=1m data", "@ -v data:/etc"],
+    "a bind as a volume": ["volume create --opt type=none --opt o=bind --opt device=HOST data", "@ -v data:/etc"],
+    "a bind as a volume that is missing": [
+        "volume create --opt type=none --opt o=bind --opt device=HOST/missing data",
+        "@ -v data:/etc",
+    ],
+    "nfs without a kernel for it": ["volume create --opt type=nfs --opt device=:/x data", "@ -v data:/etc"],
+    "an option that there is not": ["volume create --opt colour=blue data"],
+    "a type without a device": ["volume create --opt type=tmpfs data"],
+    "a device without a type": ["volume create --opt device=tmpfs data"],
+    "o without both": ["volume create --opt o=size=1m data"],
+    "a size": ["volume create --opt size=1m data"],
+    "a driver that there is not": ["volume create --driver nothing data"],
+    "--tmpfs": ["@ --tmpfs /run"],
+    "--tmpfs with options": ["@ --tmpfs /run:size=1m,mode=1770,noexec"],
+    "--tmpfs over VOLUME": ["@ --tmpfs /var/anon"],
+    "--tmpfs at a relative path": ["@ --tmpfs run"],
+    "--tmpfs at the root": ["@ --tmpfs /"],
+    "--tmpfs where a volume is": ["@ --tmpfs /etc -v data:/etc"],
+    "--mount of a tmpfs": ["@ --mount type=tmpfs,dst=/run,tmpfs-size=64k,tmpfs-mode=1770"],
+    "--mount of a tmpfs with a source": ["@ --mount type=tmpfs,src=x,dst=/run"],
+    "--mount of a tmpfs with a bad size": ["@ --mount type=tmpfs,dst=/run,tmpfs-size=xx"],
+    "--mount of a tmpfs with a bad mode": ["@ --mount type=tmpfs,dst=/run,tmpfs-mode=9"],
+    "--mount of a tmpfs with a volume's option": ["@ --mount type=tmpfs,dst=/run,volume-nocopy"],
+    "--mount of a volume with a tmpfs's option": ["@ --mount src=data,dst=/run,tmpfs-size=1m"],
+    "rm of some": ["volume create data", "volume rm nothing data"],
     "rm of a used volume": ["@ -v data:/etc", "volume rm data"],
     "rm of a free volume": ["@ -v data:/etc", "rm box", "volume rm data"],
     "rm of no volume": ["volume rm nothing"],
@@ -141,7 +179,8 @@ class Side:
 def shown_source(mount: dict[str, Any]) -> str:
     if mount["Type"] == "bind":
         return str(mount["Source"])
-    return mount["Name"] if len(mount["Name"]) < 64 else "anonymous"
+    name = str(mount.get("Name", ""))  # a tmpfs has none
+    return name if len(name) < 64 else "anonymous"
 
 
 def tree(top: Path) -> list[tuple[object, ...]]:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from kernel_overlay import SCRATCH, mounted, needs_kernel_overlay, why_not
-from overlay_fuzz import Case, KernelOs, Maker, Profile, Runner, Side, differs, make_case, run_case
+from overlay_fuzz import ACL, Case, KernelOs, Maker, Profile, Runner, Side, differs, make_case, run_case
 
 from overlaykit.overlay import Overlay
 
@@ -27,6 +27,7 @@ PROFILES = {
     "userxattr": Profile(userxattr=True),
     "redirect_dir": Profile(redirect_dir=True),
     "metacopy": Profile(metacopy=True),
+    "index": Profile(index=True),
     "many_lowers": Profile(most_lowers=20, operations=20),
 }
 LOOK = (0o644, 0, 0, 1234567890.5, None)
@@ -68,6 +69,11 @@ FOUND = {
     "create_through_a_link_that_ends_in_a_slash": case(
         [[("link", "b", "b/", LOOK)]], ("open", "b", os.O_CREAT | os.O_NONBLOCK, 0o644, ("x", 1))
     ),
+    # The short way from a directory that is known looked for the name before the slash, and said ENAMETOOLONG.
+    "create_with_a_slash_behind_too_long_a_name": case(
+        [[("fifo", "a/a", None, LOOK)]], ("lstat", "a/a"),
+        ("open", f"a/{'x' * 256}/", os.O_CREAT | os.O_RDWR | os.O_NONBLOCK, 0o644, ("x", 1)),
+    ),
     # O_TMPFILE wants a mode that writes, and says so before it looks at the path.
     "unnamed_file_for_reading": case(
         [[("dir", "d", None, DIR)]], ("open", "missing", os.O_TMPFILE, 0o644, ("x", 1)),
@@ -95,6 +101,27 @@ FOUND = {
         [[("file", "a/b", ("x", 138), (0o755, 0, 0, 1e9, None)), ("dir", "c", None, DIR)]],
         ("rename", "/a/b", "c/d", 0), ("rename", "c/d", "/e", 0), ("rotate", "/"), ("rename", "/e", "f", 0), ("read", "/f"),
         profile=Profile(metacopy=True),
+    ),
+    # What a file cannot have was refused with the kernel's errno, but after the file, or its directory, had come up: as a
+    # layer later it had another number than in a mount.
+    "default_acl_of_a_file": case(
+        [[("file", "c", ("z", 5000), LOOK), ("link", "l", "c", LOOK)]],
+        ("setxattr", "c", "system.posix_acl_default", ACL, 1, False),
+        ("setxattr", "l", "system.posix_acl_access", ACL, 0, False), ("rotate", "/"), ("lstat", "c"),
+    ),
+    # A file that had come up under another name got this one too for an xattr, and the kernel changes its inode where it is:
+    # to be seen once upper is a layer.
+    "xattr_of_a_file_that_came_up_under_another_name": case(
+        [[("file", "b", ("x", 48), LOOK), ("hardlink", "a", "b", LOOK)]],
+        ("rename", "a", "c", 0), ("setxattr", "b", "user.k", b"v", 0, False), ("getxattr", "b", "user.k"),
+        ("setxattr", "b", "user.l", b"v", 0, False), ("removexattr", "b", "user.l"), ("rotate", "b"), ("lstat", "b"),
+        profile=Profile(index=True),
+    ),
+    "user_xattr_of_a_fifo": case(
+        [[("fifo", "b/a", None, LOOK)]], ("setxattr", "b/a", "user.k", b"y", 1, True), ("rotate", "/"), ("lstat", "b/a")
+    ),
+    "device_that_would_be_a_whiteout": case(
+        [[("dir", "b", None, DIR)]], ("mknod", "/b/a", stat.S_IFCHR | 0o640, 0), ("rotate", "/"), ("lstat", "b")
     ),
 }  # fmt: skip
 
@@ -132,7 +159,7 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-@pytest.mark.parametrize("profile", ["plain", "userxattr", "redirect_dir", "metacopy"])
+@pytest.mark.parametrize("profile", ["plain", "userxattr", "redirect_dir", "metacopy", "index"])
 def test_transcripts_are_the_same(name: str, profile: str) -> None:
     below = [
         ("file", "d/f", ("a", 10), LOOK), ("dir", "d/sub/deep", None, DIR), ("link", "loop", "loop", LOOK),
@@ -152,7 +179,9 @@ class BothSides(RuleBasedStateMachine):
         self.base = Path(tempfile.mkdtemp(dir=SCRATCH, prefix="machine-"))
         self.open = False
 
-    @initialize(seed=st.integers(0, 1000), profile=st.sampled_from(["plain", "userxattr", "redirect_dir", "metacopy"]))
+    @initialize(
+        seed=st.integers(0, 1000), profile=st.sampled_from(["plain", "userxattr", "redirect_dir", "metacopy", "index"])
+    )
     def start(self, seed: int, profile: str) -> None:
         self.mask = os.umask(0o022)
         self.maker = Maker(seed, PROFILES[profile])
@@ -263,10 +292,19 @@ def test_a_mount_gives_our_copies_the_numbers_of_their_lower_files(numbered: Pat
 @pytest.mark.parametrize("userxattr", [False, True])
 def test_we_write_the_same_origin_as_the_kernel(numbered: Path, userxattr: bool) -> None:
     lower, merged, ours, theirs = (numbered / name for name in ("lower", "merged", "upper", "theirs"))
+
+    def link_and_move(fs: Any, root: str) -> None:
+        for name in ("linked", "moved"):
+            fs.mkdir(f"{root}/{name}")
+        fs.link(f"{root}/dir/file", f"{root}/linked/file")
+        fs.rename(f"{root}/dir/sub/deep", f"{root}/moved/deep")
+
     with mounted([lower], theirs, numbered / "scrap", merged, userxattr=userxattr):
         change(os, str(merged))
+        link_and_move(os, str(merged))
     with Overlay([lower], ours, numbered / "work", userxattr=userxattr) as overlay:
         change(overlay, "")
+        link_and_move(overlay, "")
 
     def marks(upper: Path) -> dict[str, dict[str, bytes]]:
         return {
@@ -280,3 +318,18 @@ def test_we_write_the_same_origin_as_the_kernel(numbered: Path, userxattr: bool)
 
     assert marks(ours) == marks(theirs)
     assert sum(map(len, marks(ours).values())) >= 8
+
+
+def test_a_copy_keeps_its_number_in_process_as_in_a_mount(numbered: Path) -> None:
+    lower, merged = numbered / "lower", numbered / "merged"
+    with Overlay([lower], numbered / "upper", numbered / "work") as overlay:
+        before = {
+            path: overlay.lstat(path).st_ino for path in ("dir/file", "dir/sub/deep", "dir/sub", "dir/link", "dir/pipe")
+        }
+        change(overlay, "")
+        overlay.link("/dir/file", "/dir/sub/linked")
+        assert {path: overlay.lstat(path).st_ino for path in before} == before
+        assert {entry.name: entry.inode() for entry in overlay.scandir("/dir/sub")}["linked"] == before["dir/file"]
+    with mounted([lower], numbered / "upper", numbered / "work", merged):
+        assert {path: (merged / path).lstat().st_ino for path in before} == before
+        assert (merged / "dir/sub/linked").stat().st_ino == before["dir/file"]

@@ -158,3 +158,35 @@ def test_work_and_upper_must_fit_together(tmp_path: Path) -> None:
         Overlay([tmp_path / "l"], tmp_path / "u", tmp_path / "w")
     first.close()
     Overlay([tmp_path / "l"], tmp_path / "u", tmp_path / "w").close()
+
+
+@needs_kernel_overlay
+def test_a_mount_that_is_refused_says_which_directory_is_wrong(tmp_path: Path) -> None:
+    """Whatever was missing, the error named the mount point, which was there."""
+    for name in ("lower", "upper", "work", "merged", "disk"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    whole = {name: tmp_path / name for name in ("lower", "upper", "work", "merged")}
+
+    def attempt(lowers: int = 1, **changed: Path) -> None:
+        at = whole | changed
+        mount(overlay_mount([at["lower"]] * lowers, at["upper"], at["work"], at["merged"]))
+
+    for name in whole:
+        for wrong, error in ((tmp_path / f"no {name}, ok", FileNotFoundError), (tmp_path / "file", NotADirectoryError)):
+            with pytest.raises(error) as caught:
+                attempt(**{name: wrong})
+            assert caught.value.filename == str(wrong)
+    for changed, words in (
+        ({"work": tmp_path / "upper"}, "one must not be in the other"),
+        ({"lower": tmp_path / "upper"}, "one must not be in the other"),
+        ({"work": tmp_path / "disk"}, "on different file systems"),
+    ):
+        mount(Mount("tmpfs", "none", str(tmp_path / "disk")))
+        try:
+            with pytest.raises(Unsupported, match=words):
+                attempt(**changed)
+        finally:
+            unmount(tmp_path / "disk")
+    with pytest.raises(Unsupported, match="501 lower layers, and the kernel takes 500"):
+        attempt(lowers=501)

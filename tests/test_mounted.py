@@ -12,8 +12,10 @@ from typing import Any
 import peers
 import pytest
 
-from overlaykit.overlay import Overlay, bind_mount, mount, overlay_mount
-from overlaykit.overlay.mounted import Bound, Mounted
+from overlaykit.overlay import Overlay, View, bind_mount, mount, overlay_mount
+from overlaykit.overlay.bound import Bound
+from overlaykit.overlay.mount import set_read_only
+from overlaykit.overlay.mounted import Mounted
 
 MOUNTS = (("/data", "vol", False), ("/ro", "vol2", True), ("/data/sub", "vol3", False), ("/etc/hosts", "hosts", False))
 
@@ -180,6 +182,29 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "the xattr": lambda fs: fs.getxattr("/data/file", "trusted.a"),
     "no such xattr": lambda fs: fs.getxattr("/data/file", "trusted.b"),
     "remove the xattr": lambda fs: fs.removexattr("/data/file", "trusted.a"),
+    "image: create": lambda fs: spell(fs, "/new", W, b"x"),
+    "image: create what is there": lambda fs: spell(fs, "/etc/motd", W | os.O_EXCL, b"x"),
+    "image: append": lambda fs: spell(fs, "/etc/motd", os.O_WRONLY | os.O_APPEND, b"x"),
+    "image: read": lambda fs: spell(fs, "/etc/motd", os.O_RDONLY),
+    "image: truncate": lambda fs: fs.truncate("/etc/motd", 3),
+    "image: mkdir": lambda fs: fs.mkdir("/fresh"),
+    "image: mkdir of what is there": lambda fs: fs.mkdir("/etc"),
+    "image: mkdir of a mount point": lambda fs: fs.mkdir("/ro"),
+    "image: mkfifo": lambda fs: fs.mkfifo("/fifo"),
+    "image: symlink": lambda fs: fs.symlink("x", "/s"),
+    "image: link": lambda fs: fs.link("/etc/motd", "/etc/motd2"),
+    "image: link of nothing": lambda fs: fs.link("/nothing", "/etc/motd3"),
+    "image: rename": lambda fs: fs.rename("/etc/motd", "/etc/motd4"),
+    "image: rename nothing": lambda fs: fs.rename("/nothing", "/etc/motd4"),
+    "image: chmod": lambda fs: fs.chmod("/plain", 0o700),
+    "image: chmod of nothing": lambda fs: fs.chmod("/nothing", 0o700),
+    "image: chown": lambda fs: fs.chown("/plain", 3, 4),
+    "image: utime": lambda fs: fs.utime("/plain/deep", ns=(1, 1)),
+    "image: setxattr": lambda fs: fs.setxattr("/plain", "trusted.a", b"1"),
+    "image: removexattr": lambda fs: fs.removexattr("/plain", "trusted.a"),
+    "image: unlink": lambda fs: fs.unlink("/link"),
+    "image: unlink nothing": lambda fs: fs.unlink("/nothing"),
+    "image: rmdir": lambda fs: fs.rmdir("/plain/deep"),
     "the empty path": lambda fs: fs.stat(""),
     "list / at last": lambda fs: sorted(fs.listdir("/")),
 }  # fmt: skip
@@ -207,7 +232,9 @@ def tree(top: Path) -> list[tuple[object, ...]]:
     return sorted(found)
 
 
-def test_each_operation_gives_what_the_kernels_mounts_give(place: Path) -> None:
+@pytest.mark.parametrize("sealed", [False, True], ids=["writable", "read-only"])
+def test_each_operation_gives_what_the_kernels_mounts_give(place: Path, sealed: bool) -> None:
+    """sealed: nothing can be changed but through the mounts, as in a container that was made with --read-only."""
     kernel, ours = place / "kernel", place / "ours"
     for side in (kernel, ours):
         build(side)
@@ -216,10 +243,13 @@ def test_each_operation_gives_what_the_kernels_mounts_give(place: Path) -> None:
     mount(overlay_mount([kernel / "lower"], kernel / "upper", kernel / "work", merged))
     for target, source, read_only in MOUNTS:
         mount(bind_mount(kernel / source, f"{merged}{target}", read_only=read_only))
+    if sealed:
+        set_read_only(merged)
     bounds = [Bound(target, ours / source, read_only=read_only) for target, source, read_only in MOUNTS]
     run = InKernel(merged)
     different = []
-    with Mounted(Overlay([ours / "lower"], ours / "upper", ours / "work"), bounds) as fs:
+    lower, upper = ours / "lower", ours / "upper"
+    with Mounted(View([lower, upper]) if sealed else Overlay([lower], upper, ours / "work"), bounds) as fs:
         for name, operation in OPERATIONS.items():
             theirs, mine = run(operation), repr(outcome(operation, fs))
             if theirs != mine:
@@ -270,3 +300,37 @@ def test_a_symlink_swapped_in_leads_nowhere_outside(place: Path) -> None:
         (place / "vol/sub").symlink_to(place)
         with pytest.raises(FileNotFoundError):
             fs.read_bytes("/data/sub/secret")
+
+
+def test_a_directory_of_any_layer_is_one_beside_a_mount(place: Path) -> None:
+    """Entries took the layer's number for a part of what they are: of an image with several layers only the bottom had
+    directories, and walk and cp -r left out what is in all others."""
+    build(place)
+    for layer, path in (("lower", "bottom/f"), ("lower2", "middle/f"), ("lower3", "top/f")):
+        (place / layer / path).parent.mkdir(parents=True, exist_ok=True)
+        (place / layer / path).write_bytes(b"x")
+        (place / layer / f"link-{layer}").symlink_to("bottom")
+    lowers = [place / "lower", place / "lower2", place / "lower3"]
+    with Mounted(Overlay(lowers, place / "upper", place / "work"), [Bound("/data", place / "vol")]) as fs:
+        names = ("bottom", "middle", "top")
+        assert {f"/{name}" for name in names} <= {path for path, _, files in fs.walk("/") if "f" in files}
+        with fs.scandir("/") as found:
+            kinds = {e.name: (e.is_dir(follow_symlinks=False), e.is_file(), e.is_symlink(), e.is_dir()) for e in found}
+        for name in names:
+            assert kinds[name] == (True, False, False, True)
+        for name in ("lower", "lower2", "lower3"):
+            assert kinds[f"link-{name}"] == (False, False, True, True)
+
+
+def test_in_a_mount_a_slash_asks_for_a_directory_and_a_symlink_has_no_mode(place: Path) -> None:
+    build(place)
+    with Mounted(Overlay([place / "lower"], place / "upper", place / "work"), [Bound("/data", place / "vol")]) as fs:
+        fs.mkdir("/data/made")
+        fs.rename("/data/made/", "/data/moved/")
+        assert (place / "vol/moved").is_dir()
+        with pytest.raises(NotADirectoryError):
+            fs.rename("/data/file", "/data/other/")
+        with pytest.raises(OSError, match="not supported"):
+            fs.chmod("/data/dangling", 0o600, follow_symlinks=False)
+        fs.chmod("/data/file", 0o600, follow_symlinks=False)
+        assert (place / "vol/file").stat().st_mode & 0o777 == 0o600

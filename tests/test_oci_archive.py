@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import gzip
 import io
 import json
@@ -16,6 +15,7 @@ from pathlib import Path
 import imagefiles as im
 import pytest
 import zstandard
+from descriptors import open_descriptors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,8 +161,7 @@ def test_a_platform_can_be_asked_for(tmp_path: Path) -> None:
 
 
 def open_files() -> int:
-    gc.collect()  # what earlier tests left to it
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_descriptors())
 
 
 def test_the_file_is_closed_with_the_last_image_or_when_told(tmp_path: Path) -> None:

@@ -361,9 +361,7 @@ o.close()
         subprocess.run(["rm", "-rf", base], check=True)
 
 
-def test_options_that_do_not_exist_say_so(stack: Stack) -> None:
-    with pytest.raises(Unsupported, match="index=on"):
-        stack.open(index=True)
+def test_options_that_do_not_go_together_say_so(stack: Stack) -> None:
     with pytest.raises(Unsupported, match="trusted xattrs"):
         Overlay([stack.lower], stack.upper, stack.work, userxattr=True, metacopy=True)
 

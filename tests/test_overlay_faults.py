@@ -1,37 +1,29 @@
 """Faults at every system call of a change: ENOSPC, EIO, EINTR, SIGKILL, injected by strace. Afterwards the merged tree is
 the one from before or the one that was wanted, and the next opening finds nothing in work.
 
-A few places are tried, others each time. OVERLAYKIT_FAULTS=all tries every one (some minutes).
+A few places are tried, as OVERLAYKIT_STRESS_SEED says; OVERLAYKIT_FAULTS=all tries every one (some minutes).
 """
 
 from __future__ import annotations
 
 import os
-import random
-import re
 import shutil
-import signal
 import stat
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import ALL, calls, dice, needs_strace, traced
 from kernel_overlay import SCRATCH
 
 from overlaykit.overlay import Overlay, View
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="whiteouts and trusted.overlay xattrs need root"),
-    pytest.mark.skipif(not shutil.which("strace"), reason="needs strace to inject faults"),
-]
+pytestmark = needs_strace
 
 FAULTS = ("error=ENOSPC", "error=EIO", "error=EINTR", "signal=KILL")
 SOME = 12  # places of an operation that are tried unless all are
-NOT_OURS = {"mmap", "munmap", "brk", "madvise", "mremap", "futex", "read", "rt_sigaction", "restart_syscall", "sched_yield"}
 Change = Callable[[Overlay], object]
 
 
@@ -109,55 +101,12 @@ class Place:
     def run(self, *strace: str) -> tuple[str, str]:
         """How the change ends in a child under strace ("done", an errno's name, "killed"), and what strace wrote."""
         self.again()
-        log = self.base / "log"
-        ready, go, said = os.pipe(), os.pipe(), os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                overlay = self.open()
-                os.write(ready[1], b".")
-                os.read(go[0], 1)
-                os.getppid()  # begins and ends what counts
-                try:
-                    self.change(overlay)
-                    answer = "done"
-                except OSError as e:
-                    answer = os.strerror(e.errno or 0)
-                os.getppid()
-                os.write(said[1], answer.encode())
-            finally:
-                os._exit(0)
-        os.close(said[1])
-        os.read(ready[0], 1)
-        tracer = subprocess.Popen(["strace", "-qq", "-o", log, *strace, "-p", str(pid)], stderr=subprocess.PIPE)
-        while f"TracerPid:\t{tracer.pid}" not in Path(f"/proc/{pid}/status").read_text():
-            assert tracer.poll() is None, tracer.stderr and tracer.stderr.read()
-            time.sleep(0.001)
-        os.write(go[1], b".")
-        answer = os.read(said[0], 100).decode()
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        tracer.wait()
-        assert tracer.stderr is not None
-        tracer.stderr.close()
-        for fd in (*ready, *go, said[0]):
-            os.close(fd)
-        assert status in (0, -signal.SIGKILL)
-        return answer if status == 0 else "killed", log.read_text()
 
+        def prepare() -> Callable[[], object]:
+            overlay = self.open()
+            return lambda: self.change(overlay)
 
-def calls(log: str) -> list[tuple[str, int]]:
-    """The system calls between the two marks: name, and how manieth of that name since strace came."""
-    out, counts, inside = [], dict[str, int](), False
-    for line in log.splitlines():
-        if (match := re.match(r"(\w+)\(", line)) is None:
-            continue
-        name = match[1]
-        counts[name] = counts.get(name, 0) + 1
-        if name == "getppid":
-            inside = not inside
-        elif inside and name not in NOT_OURS:
-            out.append((name, counts[name]))
-    return out
+        return traced(prepare, self.base / "log", *strace)
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -171,8 +120,8 @@ def test_a_fault_at_any_system_call_leaves_the_tree_before_or_after(name: str) -
         after = place.tree()
         places = [(call, when, fault) for call, when in calls(log) for fault in FAULTS]
         assert len(places) > 4 * len(FAULTS)
-        if os.environ.get("OVERLAYKIT_FAULTS") != "all":
-            places = random.sample(places, SOME)
+        if not ALL:
+            places = dice(name).sample(places, SOME)
         for call, when, fault in places:
             answer, _ = place.run("-e", f"trace={call}", "-e", f"inject={call}:{fault}:when={when}")
             where = f"{fault} at {call} {when}: {answer}"

@@ -8,6 +8,7 @@ import resource
 import shutil
 import socket
 import stat
+import struct
 import subprocess
 import threading
 from pathlib import Path
@@ -15,12 +16,14 @@ from pathlib import Path
 import pytest
 import reference
 import rootfs
+from descriptors import open_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 from treetext import KINDS, text
 from users import somebody
 
 from overlaykit._ext import treescan
+from overlaykit.errors import Unsupported
 from overlaykit.tree import Entry, Kind, Tree, WhiteoutFormat, from_entries, scan
 
 ROOT = os.geteuid() == 0
@@ -163,7 +166,7 @@ def test_a_tree_deeper_than_a_process_has_descriptors(tmp_path: Path) -> None:
             os.close(os.open("e", os.O_CREAT, dir_fd=below))
             os.close(fd)
             fd = below
-        before = os.listdir("/proc/self/fd")
+        before = open_descriptors()
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 100, limit[1]))
         try:
@@ -236,6 +239,19 @@ def test_the_door_refuses_what_is_no_directory() -> None:
         treescan.scan(-1, True)
 
 
+def test_xattrs_that_nobody_wants_are_not_read(tmp_path: Path) -> None:
+    for name in ("user.a", "user.ab", "user.b"):
+        os.setxattr(tmp_path, name, name.encode())
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for skip in ((), (b"user.a",), (b"user.b", b"user.ab"), (b"user.a", b"user.ab", b"user.b"), (b"user.",)):
+            values = treescan.scan(fd, True, skip)[3]
+            wanted = [name for name in (b"user.a", b"user.ab", b"user.b") if name not in skip]
+            assert values == b"".join(name + b"\0" + struct.pack("<I", len(name)) + name for name in wanted)
+    finally:
+        os.close(fd)
+
+
 # --- marks ------------------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +309,41 @@ def test_oci_marks_are_read_if_asked_for(tmp_path: Path) -> None:
         ("d/kept", Kind.FILE, "NONE"),
         ("gone", Kind.WHITEOUT, "NONE"),
     ]
+
+
+@pytest.mark.skipif(not ROOT, reason="devices and trusted xattrs need root")
+def test_marks_of_fuse_overlayfs_are_read_in_all_their_forms(tmp_path: Path) -> None:
+    """It writes an opaque mark three times over, for overlayfs, for itself and as a file; who is not root gets only some.
+
+    Read as overlayfs's they were losses, since a layer has no names that begin with .wh., and its xattrs came along.
+    """
+    for name in ("root", "user", "merged"):
+        (tmp_path / name).mkdir(mode=0o755)
+    os.setxattr(tmp_path / "root", "trusted.overlay.opaque", b"y")
+    os.setxattr(tmp_path / "user", "user.fuseoverlayfs.opaque", b"y")
+    os.mknod(tmp_path / "root/.wh..opq", stat.S_IFCHR | 0o700, os.makedev(0, 0))
+    os.mknod(tmp_path / "gone", stat.S_IFCHR, os.makedev(0, 0))
+    for name in ("root/.wh..wh..opq", "merged/.wh.gone too", "merged/kept"):
+        (tmp_path / name).touch()
+    os.setxattr(tmp_path / "merged/kept", "user.fuseoverlayfs.origin", b"merged/kept")
+    os.setxattr(tmp_path / "merged/kept", "user.mine", b"1")
+    read = [(e.path, e.kind, e.flags.name, [*e.xattrs]) for e in scan(tmp_path, whiteouts=WhiteoutFormat.FUSE)]
+    assert read == [
+        ("", Kind.DIR, "NONE", []),
+        ("gone", Kind.WHITEOUT, "NONE", []),
+        ("merged", Kind.DIR, "NONE", []),
+        ("merged/gone too", Kind.WHITEOUT, "NONE", []),
+        ("merged/kept", Kind.FILE, "NONE", ["user.mine"]),
+        ("root", Kind.DIR, "OPAQUE", []),
+        ("user", Kind.DIR, "OPAQUE", []),
+    ]
+    os.setxattr(tmp_path / "merged/kept", "user.containers.override_stat", b"5:6:104750:file")
+    tree = scan(tmp_path, whiteouts=WhiteoutFormat.FUSE)
+    entry = tree.entry(tree.find("merged/kept"))
+    assert (entry.uid, entry.gid, entry.mode, [*entry.xattrs]) == (5, 6, 0o4750, ["user.mine"])
+    os.setxattr(tmp_path / "merged/kept", "user.containers.override_stat", b"5:6:20640:char-1-3")
+    with pytest.raises(Unsupported, match=r"merged/kept.*char-1-3"):
+        scan(tmp_path, whiteouts=WhiteoutFormat.FUSE)
 
 
 @given(st.lists(st.text("ab-./", min_size=1, max_size=6).map(lambda p: p.strip("/.")), max_size=8))

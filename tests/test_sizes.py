@@ -44,6 +44,20 @@ def test_the_parts_add_up_to_what_is_on_disk(tmp_path: Path) -> None:
     assert store.usage().reclaimable == 0
 
 
+def test_volumes_have_sizes_of_their_own(tmp_path: Path) -> None:
+    """They were a part of "other", where nobody could see which of them filled the disk."""
+    store = filled(tmp_path / "store")
+    for name in ("first", "second"):
+        store.create("one:1", name=name, mounts=["shared:/etc"])
+    store.create_volume("nobodys").mountpoint.joinpath("big").write_bytes(im.NOISE)
+    used = store.usage()
+    assert used.total == du(store.root) == used.shared + used.exclusive + used.reclaimable
+    volumes = {item.name: item for item in used.items if item.kind == "volume"}
+    assert {name: item.users for name, item in volumes.items()} == {"shared": 2, "nobodys": 1}
+    assert 100_000 < volumes["nobodys"].size < 150_000
+    assert used.reclaimable == 0  # gc takes none
+
+
 def test_df_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path / "store").close()
     assert cli.main(["--root", str(tmp_path / "store"), "df", "--json"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -185,6 +186,11 @@ def test_a_damaged_header_is_no_tree(tmp_path: Path) -> None:
         file.write_bytes(good[:at] + bytes([good[at] ^ 0x11]) + good[at + 1 :])
         with contextlib.suppress(InvalidLayer):  # or the damage is elsewhere, in the value of an xattr say
             assert len(Tree.load(tmp_path)) == 9
+
+
+@given(st.lists(st.binary(max_size=6) | st.text("ab/", max_size=6).map(str.encode)))
+def test_strings_are_decoded_as_names_are(found: list[bytes]) -> None:
+    assert Strings.of(found).decoded() == [os.fsdecode(name) for name in found]
 
 
 def test_strings_are_bounded() -> None:

@@ -24,7 +24,7 @@ from treetext import text
 from overlaykit._ext import tarindex
 from overlaykit.errors import InvalidLayer, UnsafePath
 from overlaykit.tree import Entry, Kind, Tree, index_tar
-from overlaykit.tree.tarball import WINDOW, parse_records
+from overlaykit.tree.tarball import TOGETHER, WINDOW, parse_records
 
 
 def index(data: bytes, **options: bool) -> Tree:
@@ -129,6 +129,26 @@ def test_gnu_sparse_files_have_their_real_size(tmp_path: Path, version: str, pie
     tree = index(data)
     assert [(e.path, e.size) for e in tree][1:] == [("s", pieces * (64 << 10) + 12345), ("t", 8)]
     assert data[tree.entry(2).offset :][:8] == b"after it"
+
+
+def test_a_tar_of_many_rows_is_read_as_python_reads_it() -> None:
+    """Rows become columns some at a time: links, xattrs and sparse files find their own in each batch."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number in range(3 * TOGETHER):
+            info = tarfile.TarInfo(f"d/{number:05}")
+            if number % 7 == 0:
+                info.pax_headers = {"SCHILY.xattr.user.n": str(number % 5)}
+            if number % 11 == 0:
+                info.type, info.linkname = tarfile.SYMTYPE, f"to {number}"
+            elif number % 13 == 1:
+                info.type, info.linkname = tarfile.LNKTYPE, f"d/{number - 1:05}"
+            elif number % 17 == 0:
+                info.pax_headers |= {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(number)}
+                info.pax_headers |= {"GNU.sparse.name": info.name}
+                info.size = 512
+            tar.addfile(info, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    assert text(index(out.getvalue())) == text(by_python(out.getvalue()))
 
 
 def test_bsdtars_are_read_as_python_reads_them(place: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_tour_wants_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_tour_needs_no_arguments(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "overlaykit.cli", "tour", "--clean"]
+    argv = [sys.executable, "-m", "overlaykit", "tour", "--clean"]
     environment = {"TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(argv, capture_output=True, text=True, check=True, env=environment)
     assert len(steps(done.stdout)) == len(STEPS)

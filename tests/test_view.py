@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from descriptors import open_descriptors
 
 from overlaykit.overlay import OverlayPath, View
 from overlaykit.tree import WhiteoutFormat, scan
@@ -217,7 +218,7 @@ def test_deep_walks_keep_few_directories_open(tmp_path: Path) -> None:
         (tmp_path / f"d{i}").mkdir()
     with View([tmp_path]) as view:
         view._resolver.most_open = 20
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(open_descriptors())
         for i in range(600):
             assert view.listdir(f"/d{i}") == []
             assert view.listdir(f"/d{i}/.") == []
@@ -225,7 +226,7 @@ def test_deep_walks_keep_few_directories_open(tmp_path: Path) -> None:
 
 
 def test_closing_lets_go_of_everything(lowers: list[Path]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(open_descriptors())
     view = View(lowers)
     view.listdir("/usr/bin")
     view.close()
@@ -233,3 +234,11 @@ def test_closing_lets_go_of_everything(lowers: list[Path]) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ValueError, match="closed"):
         view.listdir("/")
+
+
+def test_entries_end_when_they_are_closed_as_those_of_os_scandir(view: View) -> None:
+    entries = view.scandir("/")
+    assert next(entries).name in view.listdir("/")
+    loop = iter(entries)
+    entries.close()
+    assert list(loop) == list(entries) == []

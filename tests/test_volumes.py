@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import peers
 import pytest
 import rootfs
 
-from overlaykit import Container, InUse, InvalidReference, MountSpec, NotFound, Store, Unsupported
-from overlaykit.store import filling
+from overlaykit import Container, InUse, InvalidReference, MountSpec, NotFound, Store
+from overlaykit.store.filling import Site
 from overlaykit.store.mountspec import parse_mount, parse_volume
 
 
@@ -57,30 +60,31 @@ def test_who_is_killed_while_a_volume_is_filled_leaves_it_empty_or_full(store: S
     """Docker copies in place: a copy that was interrupted left a volume that had entries and was never completed."""
     store.create_volume("data")
     volume = store.volume("data")
-    (volume.directory / "filling").mkdir()
-    (volume.directory / "filling/half").write_text("half")
+    (volume.directory / "filling/files").mkdir(parents=True)
+    (volume.directory / "filling/files/half").write_text("half")
     assert names(volume.mountpoint) == []
     store.create(image, mounts=["data:/etc"])
     assert "half" not in names(volume.mountpoint)
     assert "motd" in names(volume.mountpoint)
     whole = names(volume.mountpoint)
-    os.mkdir(volume.directory / "filled")  # killed after the copy was whole, with half of it moved in
+    (volume.directory / "filled/files").mkdir(parents=True)  # killed after the copy was whole, with half of it moved in
+    (volume.directory / "filled/into").symlink_to(".")
     for name in whole[: len(whole) // 2]:
-        os.rename(volume.directory / "_data" / name, volume.directory / "filled" / name)
+        os.rename(volume.directory / "_data" / name, volume.directory / "filled/files" / name)
     assert names(store.volume("data").mountpoint) == whole
-    assert names(volume.directory) == ["_data"]
+    assert names(volume.directory) == ["_data", "seed"]
 
 
 def test_two_containers_fill_one_volume_once(store: Store, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store.create(image)  # so that it is unpacked
     filled: list[bool] = []
-    from overlaykit.store import mountpoints
+    fill = Site.fill
 
-    def noted(*args: object) -> bool:
-        filled.append(filling.fill(*args))  # type: ignore[arg-type]
+    def noted(*args: Any, **options: Any) -> bool:
+        filled.append(fill(*args, **options))
         return filled[-1]
 
-    monkeypatch.setattr(mountpoints, "fill", noted)
+    monkeypatch.setattr(Site, "fill", noted)
     threads = [threading.Thread(target=store.create, args=(image,), kwargs={"mounts": ["data:/etc"]}) for _ in range(6)]
     for thread in threads:
         thread.start()
@@ -136,7 +140,7 @@ def test_volumes_from_gives_the_same_mounts(store: Store, image: str, tmp_path: 
 def test_a_failed_create_leaves_no_volume(store: Store, image: str) -> None:
     with pytest.raises(InvalidReference, match="two mounts"):
         store.create(image, mounts=["aa:/x", "bb:/x"])
-    with pytest.raises(Unsupported):
+    with pytest.raises(NotFound, match="driver"):
         store.create(image, mounts=["a1:/x", MountSpec(source="b1", target="/y", driver="other")])
     assert store.volumes() == []
     assert store.containers() == []
@@ -241,3 +245,25 @@ def test_a_subpath_stays_in_its_volume(store: Store, image: str, tmp_path: Path)
     escaped = store.create(image, mounts=[parse_mount("src=data,dst=/srv,volume-subpath=out")])
     with pytest.raises(FileNotFoundError):
         escaped.fs.listdir("/srv")
+
+
+PROGRAM = """
+import sys, overlaykit
+store = overlaykit.Store(sys.argv[1])
+box = store.create("base:1", mounts=["data:/etc", "/srv:/srv:ro"], read_only=sys.argv[2] == "sealed")
+box.fs.write_bytes("/etc/new", b"x")
+"""
+
+
+@pytest.mark.parametrize("form", ["sealed", "open"])
+def test_a_program_that_closes_nothing_lets_go_of_its_volumes(form: str, store: Store, image: str) -> None:
+    """The records were closed first, so that its lease could not be settled: a warning at its very end, and a dead lease."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{PROGRAM}", store.root, form],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert [path for path in (store.root / "leases").iterdir() if path.name != "lock"] == []
+    assert (store.volume("data").mountpoint / "new").read_bytes() == b"x"

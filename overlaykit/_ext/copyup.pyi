@@ -19,7 +19,7 @@ def copy_up(
     dst: bytes,
     own: bytes,
     what: int = 0,
-    uuid: bytes = b"",
+    origin: bytes = b"",
 ) -> None: ...
 def copy_up_many(
     src_dirs: npt.NDArray[np.int32],

@@ -5,7 +5,7 @@ _Bytes = npt.NDArray[np.uint8]
 _Rows = npt.NDArray[np.int64]
 
 def parse(
-    buffer: bytearray,
+    buffer: bytes,
     size: int,
     defaults: bytes,
     limit: int,

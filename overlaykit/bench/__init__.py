@@ -11,6 +11,7 @@ from overlaykit.bench.files import Files, in_process, on_host
 from overlaykit.bench.method import Missing, Result
 from overlaykit.bench.results import compare, load, save
 from overlaykit.bench.suite import Bench
+from overlaykit.bench.tables import tables
 from overlaykit.bench.targets import HOST, TARGETS, Scene, Target
 from overlaykit.bench.workload import Workload
 from overlaykit.bench.workloads import WORKLOADS
@@ -31,4 +32,5 @@ __all__ = [
     "load",
     "on_host",
     "save",
+    "tables",
 ]

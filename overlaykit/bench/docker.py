@@ -1,4 +1,4 @@
-"""Docker's writable layer and volume, where a dockerd answers: through the very directories that its containers see.
+"""Docker's writable layer and volume, where a dockerd answers: the very mount and directory that its containers see.
 
 What is made carries a label with the run's folder, so that a later run finds what a killed one left behind.
 """
@@ -9,19 +9,23 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overlaykit.bench.elsewhere import attach, root_of
 from overlaykit.bench.files import Files, on_host
+from overlaykit.bench.isolate import PREFIX
 from overlaykit.errors import Unsupported
+from overlaykit.overlay import unmount
 
 if TYPE_CHECKING:
     from overlaykit.bench.targets import Scene
 
 LABEL = "overlaykit.bench"
-SLEEPER = "/.overlaykit-bench-sleep"  # what the container runs; busybox, from the host
+SLEEPER = "/busybox-of-overlaykit-bench"  # what the container runs, from the host; only a name that begins so is busybox
 
 
 def docker(*args: str | Path, stdin: Path | None = None) -> str:
@@ -39,7 +43,7 @@ def docker(*args: str | Path, stdin: Path | None = None) -> str:
 
 def image(scene: Scene) -> str:
     """An image of the scene's files and a program that waits, made once."""
-    name = f"overlaykit-bench:{scene.lower.parent.parent.name.lower()}-{scene.lower.parent.name.lower()}"
+    name = f"overlaykit-bench:{Path(run_of(scene)).name}-{scene.lower.parent.name}".lower()
     try:
         docker("image", "inspect", name)
     except Unsupported:
@@ -59,7 +63,8 @@ def image(scene: Scene) -> str:
 
 
 def run_of(scene: Scene) -> str:
-    return str(scene.lower.parent.parent)
+    """The folder of the run that `scene` is part of."""
+    return next((str(folder) for folder in scene.lower.parents if folder.name.startswith(PREFIX)), str(scene.lower.parent))
 
 
 @contextmanager
@@ -75,12 +80,20 @@ def container(scene: Scene, *options: str) -> Iterator[str]:
 
 @contextmanager
 def docker_layer(scene: Scene) -> Iterator[Files]:
-    with container(scene) as id:
-        data = json.loads(docker("inspect", "--format", "{{json .GraphDriver.Data}}", id))
-        merged = Path(data.get("MergedDir", ""))
-        if not merged.is_dir() or not os.access(merged, os.W_OK):
-            raise Unsupported(f"the files of Docker's containers are not to be reached from here: {merged}")
-        yield on_host(merged, upper=Path(data["UpperDir"]))
+    with container(scene) as id, tempfile.TemporaryDirectory(dir=scene.place) as merged:
+        facts = json.loads(docker("inspect", id))[0]
+        pid, data = facts["State"]["Pid"], (facts.get("GraphDriver") or {}).get("Data") or {}
+        if "UpperDir" not in data:
+            raise Unsupported("this Docker does not say where a container's layer is: no GraphDriver.Data.UpperDir")
+        upper = Path(data["UpperDir"])
+        # A daemon of another machine has other processes, and we are about to write.
+        if not upper.is_dir() or not Path(f"/proc/{pid}/root{SLEEPER}").exists():
+            raise Unsupported(f"the files of Docker's containers are not to be reached from here: {upper}")
+        attach(lambda: root_of(pid), Path(merged))  # dockerd's own mount is in no namespace but its own
+        try:
+            yield on_host(Path(merged), upper=upper)
+        finally:
+            unmount(merged)
 
 
 @contextmanager

@@ -19,8 +19,10 @@ from typing import Any
 from overlaykit.overlay.mount import MS_PRIVATE, MS_REC, libc, mount_old
 from overlaykit.overlay.probe import CLONE_NEWNS, CLONE_NEWUSER
 
+PREFIX = "overlaykit-measures-"  # of the folder of a run
 CLONE_NEWPID = 0x20000000  # linux/sched.h
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+WAITING = {signal.SIGCHLD, signal.SIGTERM}  # what the process between us and the measuring one waits for
 
 
 def die_with_parent() -> None:
@@ -34,6 +36,13 @@ def unshare(flags: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+def map_ids(uid: int, gid: int) -> None:
+    """Be root in this new user namespace: the user that one was outside."""
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+
+
 def enter() -> str:
     """Namespaces for this process and its children: "root", "user", or why there are none."""
     uid, gid = os.geteuid(), os.getegid()
@@ -42,9 +51,7 @@ def enter() -> str:
             unshare(CLONE_NEWNS | CLONE_NEWPID)
         else:
             unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID)
-            Path("/proc/self/setgroups").write_text("deny")
-            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+            map_ids(uid, gid)
         mount_old("none", "/", None, MS_PRIVATE | MS_REC, "")
     except OSError as e:
         return f"no mount namespace for this user: {e.strerror}"
@@ -54,23 +61,28 @@ def enter() -> str:
 def isolated(work: Callable[[str], Iterator[Any]]) -> Iterator[Any]:
     """What `work(namespace)` yields in the other process, as it comes; its exception is raised here.
 
-    Closing the iterator kills the process, and with it all that it started or mounted.
+    Closing the iterator kills the process, and with it all that it started or mounted: that is gone then.
     """
     reader, writer = os.pipe()
     outer = os.fork()
     if outer == 0:
         os.close(reader)
         die_with_parent()
+        signal.pthread_sigmask(signal.SIG_BLOCK, WAITING)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # our parent decides, and kills
         namespace = enter()
         inner = os.fork()
         if inner == 0:
             die_with_parent()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             with os.fdopen(writer, "wb") as out:
                 _send(out, work, namespace)
             os._exit(0)
         os.close(writer)
+        if signal.sigwait(WAITING) == signal.SIGTERM:
+            os.kill(inner, signal.SIGKILL)
+        # The first process of a namespace has ended when all in it have, and their mounts are gone.
         os.waitpid(inner, 0)
         os._exit(0)
     os.close(writer)
@@ -88,7 +100,7 @@ def isolated(work: Callable[[str], Iterator[Any]]) -> Iterator[Any]:
                 yield value
     finally:
         with suppress(ProcessLookupError):
-            os.kill(outer, signal.SIGKILL)
+            os.kill(outer, signal.SIGTERM)
         os.waitpid(outer, 0)
 
 

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from overlaykit.bench.awake import can_stay_awake
+
 
 def filesystem(place: Path) -> str:
     """The type of the file system of `place`: "tmpfs", "ext4"; proc(5), mountinfo."""
@@ -34,9 +36,16 @@ def machine(place: Path) -> dict[str, Any]:
         "filesystem": filesystem(place),
         "user": "root" if os.geteuid() == 0 else "not root",
         "load": os.getloadavg()[0],
+        "awake": can_stay_awake(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("docker", "fuse-overlayfs", "fio", "git", "cc") if shutil.which(name)},
     }
+
+
+def summary(facts: dict[str, Any]) -> str:
+    """The facts that matter most in one line; those of somebody else's file may be missing."""
+    told = {name: facts.get(name, "unknown") for name in ("cpus", "cpu", "kernel", "filesystem", "user", "python")}
+    return "{cpus} x {cpu}, Linux {kernel}, {filesystem}, {user}, Python {python}".format_map(told)
 
 
 def version(program: str) -> str:

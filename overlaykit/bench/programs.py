@@ -56,11 +56,11 @@ def transactions(files: Files) -> int:
 
 @cache
 def wheel() -> bytes:
-    """A wheel of 400 modules, always the same."""
+    """A wheel of 100 modules, always the same."""
     source, out = random.Random(3), io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         record = []
-        for i in range(400):
+        for i in range(100):
             name = f"demo/part{i % 10}/module{i}.py"
             lines = (f"value_{i}_{j} = {source.random()}" for j in range(source.randrange(10, 300)))
             archive.writestr(name, "\n".join(lines))
@@ -88,6 +88,11 @@ def unpack_wheel(files: Files) -> int:
             os.close(fd)
             count += 1
     return count
+
+
+def remove_wheel(files: Files) -> None:
+    files.rmtree(files.root + "/demo")
+    files.rmtree(files.root + "/demo-1.0.dist-info")
 
 
 def wheel_file(folder: Path) -> None:
@@ -154,12 +159,12 @@ PATH_ONLY = "it is a program, and opens its files by path"
 PROGRAMS = [
     Workload("sqlite", "100 transactions on the image's database of 2 MB", "program", transactions, database,
              by_path="sqlite3 opens the database and its journal by path"),
-    Workload("wheel", "a wheel of 400 modules unpacked", "program", unpack_wheel),
+    Workload("wheel", "a wheel of 100 modules unpacked", "program", unpack_wheel, again=remove_wheel),
     Workload("git", "checkout of a branch (250 of 500 files differ), status", "program", checkout, repository,
              programs=("git",), by_path=PATH_ONLY),
     Workload("cc", "11 C files compiled and linked", "program", compile_tree, c_tree, programs=("cc",), by_path=PATH_ONLY,
              full=True),
-    Workload("pip", "pip install --no-index of a wheel of 400 modules", "program", pip_install, wheel_file,
+    Workload("pip", "pip install --no-index of a wheel of 100 modules", "program", pip_install, wheel_file,
              by_path=PATH_ONLY, full=True),
     Workload("fio", "fio randwrite, 4 KiB, 32 MiB", "program", fio, unit="bytes", programs=("fio",), by_path=PATH_ONLY,
              full=True),

@@ -18,9 +18,12 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from overlaykit.bench.machine import summary
 from overlaykit.bench.method import Missing, Result
+from overlaykit.bench.tables import Table, certainty, tables
 from overlaykit.bench.targets import HOST, TARGETS
 from overlaykit.errors import Unsupported
+from overlaykit.sizes import size
 
 INK = "#123456"  # no plot has this colour; it becomes the page's own
 WIDTH = 5.2  # inches at 72 units: legible when a phone shows it at 360 pixels
@@ -33,9 +36,9 @@ STYLE = """
 body{margin:0 auto;max-width:1240px;padding:1rem;font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
 figure{margin:1rem 0}figure svg{width:100%;height:auto;max-width:590px}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,540px),1fr));gap:1rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
+h3{font-size:1rem}.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:14px}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 """
 
 
@@ -53,20 +56,17 @@ def write(directory: Path, found: Sequence[Result | Missing], machine: dict[str,
             slug = f"{name}-{filesystem.split()[0]}"
             figure.savefig(directory / f"{slug}.png", dpi=200, facecolor="white")
             figures.append(f"<figure>{svg(figure, f'{slug}-{number}')}</figure>")
-        sections.append(
-            f"<h2>{html.escape(filesystem)}</h2><div class=plots>{''.join(figures)}</div><div class=wide>{table(here)}</div>"
-        )
+        shown = "".join(table_html(table) for table in tables(here))
+        sections.append(f"<h2>{html.escape(filesystem)}</h2><div class=plots>{''.join(figures)}</div>{shown}")
     reasons = [f"{m.name}: {m.reason}" for m in found if isinstance(m, Missing)]
     missing = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
-    facts = html.escape(
-        f"{machine['cpus']} x {machine['cpu']}, Linux {machine['kernel']}, {machine['user']}, Python {machine['python']}"
-    )
+    facts, sure = html.escape(summary(machine)), html.escape(certainty(found))
     page = directory / "index.html"
     page.write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
         f"<link rel=icon href='data:,'><title>Writable layer and volume</title><style>{STYLE}</style>"
         f"<h1>Writable layer and volume</h1><p>{facts}</p><p>How many times as long each target takes as a directory of the "
-        f"host, by medians of rounds in turn. 1 is the speed of a volume.</p>{''.join(sections)}"
+        f"host, by the calmer of rounds in turn. 1 is the speed of a volume. {sure}.</p>{''.join(sections)}"
         f"<h2>What did not run</h2><ul>{missing or '<li>nothing</li>'}</ul></html>\n"
     )
     return page
@@ -85,23 +85,32 @@ def plots(results: Sequence[Result]) -> dict[str, Figure]:
 
 
 def by_workload(results: Sequence[Result]) -> Figure:
+    """A row per workload, in it a line per target, so that none hides another."""
     workloads = list(dict.fromkeys(r.workload for r in results))[::-1]
-    figure, axes = canvas("Times the host directory's time, by workload", 1.8 + 0.32 * len(workloads))
-    for target in targets_of(results):
+    targets = targets_of(results)
+    figure, axes = canvas("Times the host directory's time, by workload", 1.8 + 0.5 * len(workloads))
+    for number, target in enumerate(targets):
         mine = {r.workload: r.ratio for r in results if r.target == target}
         rows = [i for i, w in enumerate(workloads) if w in mine]
-        axes.plot([mine[workloads[i]] for i in rows], rows, linestyle="none", label=target, **mark(target))
+        at = [i + 0.4 - 0.8 * (number + 0.5) / len(targets) for i in rows]
+        style = mark(target) | {"markersize": 5}
+        axes.plot([mine[workloads[i]] for i in rows], at, linestyle="none", label=target, **style)
     axes.set_yticks(range(len(workloads)), workloads)
+    axes.set_ylim(-0.6, len(workloads) - 0.4)
+    for i in range(1, len(workloads)):
+        axes.axhline(i - 0.5, color="#888888", alpha=0.35, linewidth=0.6)
     axes.set_xscale("log")
     axes.axvline(1, color=INK, linewidth=1)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
-    return finish(figure, axes)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x" if x < 1000 else f"{x / 1000:g}k"))
+    finish(figure, axes)
+    axes.grid(visible=False, axis="y")
+    return figure
 
 
 def by_size(results: Sequence[Result]) -> Figure:
     figure, axes = canvas("First write to an image's file: milliseconds by size", 4.4)
     for target in targets_of(results):
-        mine = sorted((bytes_of(r.workload), r.median / r.amount * 1e3) for r in results if r.target == target)
+        mine = sorted((bytes_of(r.workload), r.time / r.amount * 1e3) for r in results if r.target == target)
         axes.plot([x for x, _ in mine], [y for _, y in mine], label=target, **mark(target))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -133,10 +142,9 @@ def bytes_of(workload: str) -> int:
     return int(text[:-3]) << (20 if text.endswith("MiB") else 10)
 
 
-def short(size: float) -> str:
-    return (
-        f"{size / (1 << 30):g}G" if size >= 1 << 30 else f"{size / (1 << 20):g}M" if size >= 1 << 20 else f"{size / 1024:g}K"
-    )
+def short(count: float) -> str:
+    """Bytes in the few letters that fit below an axis: 64K."""
+    return size(count, binary=True).replace(" ", "").removesuffix("iB")
 
 
 def targets_of(results: Sequence[Result]) -> list[str]:
@@ -184,20 +192,7 @@ def svg(figure: Figure, salt: str) -> str:
     return text
 
 
-def table(results: Sequence[Result]) -> str:
-    columns = [HOST, *(t for t in targets_of(results) if t != HOST)]
-    rows = []
-    for workload in dict.fromkeys(r.workload for r in results):
-        by_target = {r.target: r for r in results if r.workload == workload}
-        cells = [f"<td>{cell(by_target.get(column))}" for column in columns]
-        rows.append(f"<tr><td>{html.escape(workload)}{''.join(cells)}")
-    return f"<table><tr><th>{''.join(f'<th>{html.escape(c)}' for c in columns)}{''.join(rows)}</table>"
-
-
-def cell(result: Result | None) -> str:
-    if result is None:
-        return "-"
-    if result.target == HOST:
-        return f"{result.median * 1e3:.3g} ms"
-    low, high = result.spread
-    return f'<span title="quartiles {low:.2f} to {high:.2f}, {len(result.seconds)} rounds">{result.ratio:.2f}</span>'
+def table_html(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(cell)}" for cell in table.header)
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}' for cell in row)}" for row in table.rows)
+    return f"<h3>{html.escape(table.title)}</h3><div class=wide><table><tr>{head}{rows}</table></div>"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from overlaykit.bench.method import Missing, Result
+from overlaykit.bench.spread import chance
 from overlaykit.errors import OverlaykitError
 from overlaykit.tree.table import StrPath
 
@@ -71,31 +72,47 @@ def load(path: StrPath) -> tuple[list[Result | Missing], dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Regression:
-    """A ratio to the host that grew from `before` to `after`."""
+class Change:
+    """A ratio to the host that was `before` and is `after`.
+
+    chance: how many times the one may be the other and still the same, by how much the rounds of each run differ.
+    """
 
     workload: str
     target: str
     filesystem: str
     before: float
     after: float
+    chance: float = 1.0
+
+    @property
+    def factor(self) -> float:
+        return self.after / self.before
+
+    @property
+    def sure(self) -> bool:
+        """More than chance."""
+        return max(self.factor, 1 / self.factor) > self.chance
 
 
 def compare(
-    before: Sequence[Result | Missing], after: Sequence[Result | Missing], *, threshold: float = THRESHOLD
-) -> tuple[list[Regression], int]:
-    """What got slower by more than `threshold`, the worst first, and how many ratios were in both runs.
+    before: Sequence[Result | Missing],
+    after: Sequence[Result | Missing],
+    *,
+    threshold: float = THRESHOLD,
+    both: bool = False,
+) -> tuple[list[Change], int]:
+    """What got slower (`both`: or faster) by more than `threshold`, the most first, and how many ratios were in both runs.
 
-    Ratios to the host of the same round are compared, so that a machine at work is no regression.
+    Ratios to the host of the same round are compared, so that a machine at work is no regression; which of them are more
+    than chance, each change says.
     """
-    old = {(r.filesystem, r.workload, r.target): r.ratio for r in before if isinstance(r, Result)}
-    worse, common = [], 0
-    for result in after:
-        if isinstance(result, Missing) or result.ratio is None:
-            continue
-        was = old.get((result.filesystem, result.workload, result.target))
-        if was is not None:
-            common += 1
-            if result.ratio > was * threshold:
-                worse.append(Regression(result.workload, result.target, result.filesystem, was, result.ratio))
-    return sorted(worse, key=lambda r: r.before / r.after), common
+    old = {(r.filesystem, r.workload, r.target): r for r in before if isinstance(r, Result)}
+    changes = []
+    for new in after:
+        was = old.get((new.filesystem, new.workload, new.target)) if isinstance(new, Result) else None
+        if isinstance(new, Result) and was is not None and was.ratio is not None and new.ratio is not None:
+            likely = chance(was.ratios, new.ratios)
+            changes.append(Change(new.workload, new.target, new.filesystem, was.ratio, new.ratio, likely))
+    found = [one for one in changes if one.factor > threshold or (both and one.factor * threshold < 1)]
+    return sorted(found, key=lambda one: -max(one.factor, 1 / one.factor)), len(changes)

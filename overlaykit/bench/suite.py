@@ -10,22 +10,24 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
 from overlaykit.bench import docker
-from overlaykit.bench.isolate import isolated
+from overlaykit.bench.awake import awake
+from overlaykit.bench.isolate import PREFIX, isolated
 from overlaykit.bench.machine import filesystem
-from overlaykit.bench.method import Missing, Result, measure, obstacle, usable, why
+from overlaykit.bench.method import Missing, Result, obstacle, usable, why
+from overlaykit.bench.rounds import Course, go_on
 from overlaykit.bench.targets import TARGETS, Target
 from overlaykit.bench.workload import Workload
 from overlaykit.bench.workloads import WORKLOADS
 from overlaykit.store.disk import remove_tree
 from overlaykit.tree.table import StrPath
 
-PREFIX = "overlaykit-measures-"
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 IMAGE = 3 << 30  # bytes of a loop-mounted file system; sparse
 MAKE = {"ext4": ("mkfs.ext4", "-qF"), "xfs": ("mkfs.xfs", "-qf", "-m", "reflink=1"), "btrfs": ("mkfs.btrfs", "-qf")}
@@ -75,16 +77,23 @@ class Bench:
         full: bool = False,
         filesystems: Sequence[str] = (),
     ) -> Iterator[Result | Missing]:
-        """Every workload on every target, as results come; what cannot run comes as Missing.
+        """Every workload on every target; what cannot run comes as Missing, and first.
 
-        seconds: for all of them together. filesystems: of ext4, xfs, btrfs, each on a loop device too; root only.
+        seconds: for all of them together, with what is made and removed for them; less if all have settled before.
+        filesystems: of ext4, xfs, btrfs, each on a loop device too; root only.
         """
         chosen = [workload for workload in workloads if full or not workload.full]
         # Each process in the chain starts with the signals blocked; the child is killed, not asked.
         source = isolated(lambda namespace: self._measure(namespace, chosen, targets, seconds, filesystems))
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        told: set[Missing] = set()
         try:
-            yield from source
+            for one in source:
+                if isinstance(one, Result):
+                    yield one
+                elif one not in told:  # on another file system for the same reason
+                    told.add(one)
+                    yield one
         finally:
             signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
             source.close()  # type: ignore[attr-defined]
@@ -100,10 +109,11 @@ class Bench:
             except (OSError, subprocess.CalledProcessError) as e:
                 reason = why(e) if isinstance(e, OSError) else os.fsdecode(e.stderr).strip().replace("\n", " ")
                 yield Missing("", "", f"{kind}: {reason}")
-        share = seconds / max(1, len(places) * len(workloads))
+        until, courses = time.monotonic() + seconds, list[Course]()
+        rootless = namespace != "root"
         for label, place in places.items():
             here = []
-            for target in usable(targets, place, rootless=namespace != "root"):
+            for target in usable(targets, place, rootless=rootless):
                 if isinstance(target, Missing):
                     yield target
                 else:
@@ -112,7 +122,14 @@ class Bench:
                 if reason := obstacle(workload, place):
                     yield Missing(workload.name, "", reason)
                 else:
-                    yield from measure(workload, here, place, seconds=share, rootless=namespace != "root", filesystem=label)
+                    courses.append(Course(workload, here, place, rootless=rootless, filesystem=label))
+        with awake():
+            for number, course in enumerate(courses):
+                # Of what is left: whoever takes longer takes it from those behind.
+                yield from course.first(max(0.0, until - time.monotonic()) / (len(courses) - number))
+            go_on(courses, until)
+        for course in courses:
+            yield from course.results
 
     def _loop(self, kind: str) -> Path:
         """A new file system of that kind, mounted for as long as this process lives."""

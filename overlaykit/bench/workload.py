@@ -1,4 +1,5 @@
-"""A workload: the files that the image has, what is prepared in the writable layer, and the loop that is timed."""
+"""A workload: the files that the image has, what is prepared in the writable layer, the loop that is timed, and how to have
+it back as it was."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ def nothing(_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """run(files): the timed part, on a new writable layer each time; gives how many operations (or bytes) it did.
+    """run(files): the timed part; gives how many operations (or bytes) it did.
 
-    kind      write, read, names, copy-up or program: what stands together in a report
+    kind      write, read (which changes no file), copy-up or program: what stands together in a report
     lower     writes the image's files into a directory, once
-    before    prepares the writable layer, untimed
+    before    prepares a new writable layer, untimed
+    again     undoes what run did, untimed, so that it can run once more; None: only a new layer will do. What was copied
+              up stays so: there it is used for plain directories alone
     unit      what run counts: "ops" or "bytes"
     programs  that have to be installed
     by_path   why it needs a path, and so cannot run in process; "" if it can
@@ -33,6 +36,7 @@ class Workload:
     run: Callable[[Files], int]
     lower: Callable[[Path], None] = nothing
     before: Callable[[Files], None] = nothing
+    again: Callable[[Files], None] | None = None
     unit: str = "ops"
     programs: tuple[str, ...] = ()
     by_path: str = ""

@@ -9,13 +9,16 @@ from pathlib import Path
 
 from overlaykit.bench.files import Files
 from overlaykit.bench.programs import PROGRAMS
-from overlaykit.bench.workload import Workload
+from overlaykit.bench.workload import Workload, nothing
 
 BLOCK = random.Random(1).randbytes(1 << 20)  # nothing that a file system could leave out
 SMALL = BLOCK[:4096]
-LARGE = 64  # MiB that sequential workloads move
+BUFFER = bytearray(1 << 20)  # for all reads: what memory costs that is new each time is not asked here
+LARGE = 16  # MiB that sequential workloads write
+READ = 64  # MiB that they read: less may lie in a processor's cache or not, and is read twice as fast if it does
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-FILES, DIRECTORIES = 2000, 20
+FILES, DIRECTORIES = 500, 5
+SYNCED = 100  # operations of those that wait for the disk each time, as copy-up does: some disks take 10 ms
 MIB = 1 << 20
 
 
@@ -74,10 +77,14 @@ def sequential(files: Files, *, sync: bool = False) -> int:
     return LARGE * MIB
 
 
+def remove_big(files: Files) -> None:
+    files.unlink(files.root + "/big")
+
+
 def read_all(files: Files) -> int:
     fd, done = files.open(files.root + "/f0", os.O_RDONLY), 0
-    while got := os.read(fd, MIB):
-        done += len(got)
+    while got := os.readv(fd, [BUFFER]):
+        done += got
     os.close(fd)
     return done
 
@@ -99,12 +106,16 @@ def random_writes(files: Files) -> int:
 
 
 def append_synced(files: Files) -> int:
-    for _ in range(500):
+    for _ in range(SYNCED):
         fd = files.open(files.root + "/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(fd, SMALL)
         os.fsync(fd)
         os.close(fd)
-    return 500
+    return SYNCED
+
+
+def remove_log(files: Files) -> None:
+    files.unlink(files.root + "/log")
 
 
 def own_directories(files: Files) -> None:
@@ -126,11 +137,19 @@ def own_files(files: Files) -> None:
     create(files)
 
 
+def create_again(files: Files) -> None:
+    create(files)
+
+
 def unlink(files: Files) -> int:
     remove, root = files.unlink, files.root
     for name in names():
         remove(root + name)
     return FILES
+
+
+def remove_files(files: Files) -> None:
+    unlink(files)
 
 
 def stat(files: Files) -> int:
@@ -156,16 +175,26 @@ def listing(files: Files) -> int:
     return sum(walk(files, files.root or "/") for _ in range(10))
 
 
-def rename(files: Files) -> int:
-    for name in names():
+def rename(files: Files, count: int = FILES) -> int:
+    for name in names()[:count]:
         files.rename(files.root + name, files.root + name + "~")
-    return FILES
+    return count
+
+
+def rename_back(files: Files, count: int = FILES) -> None:
+    for name in names()[:count]:
+        files.rename(files.root + name + "~", files.root + name)
 
 
 def rename_directories(files: Files) -> int:
     for i in range(DIRECTORIES):
         files.rename(f"{files.root}/d{i}", f"{files.root}/e{i}")
     return DIRECTORIES
+
+
+def rename_directories_back(files: Files) -> None:
+    for i in range(DIRECTORIES):
+        files.rename(f"{files.root}/e{i}", f"{files.root}/d{i}")
 
 
 def first_write(count: int) -> Callable[[Files], int]:
@@ -180,22 +209,27 @@ def first_write(count: int) -> Callable[[Files], int]:
 
 
 def truncate(files: Files) -> int:
-    for i in range(64):
+    for i in range(16):
         write_file(files, f"/f{i}", b"x", os.O_WRONLY | os.O_TRUNC)
-    return 64
+    return 16
+
+
+def fill_again(files: Files) -> None:
+    for i in range(16):
+        write_file(files, f"/f{i}", BLOCK, os.O_WRONLY)
 
 
 def chmod(files: Files) -> int:
-    for name in names():
+    for name in names()[:SYNCED]:
         files.chmod(files.root + name, 0o600)
-    return FILES
+    return SYNCED
 
 
 def chown(files: Files) -> int:
     uid, gid = os.geteuid(), os.getegid()
-    for name in names():
+    for name in names()[:SYNCED]:
         files.chown(files.root + name, uid, gid)
-    return FILES
+    return SYNCED
 
 
 def remove_tree(files: Files) -> int:
@@ -204,43 +238,54 @@ def remove_tree(files: Files) -> int:
     return FILES
 
 
+def wide_again(files: Files) -> None:
+    assert files.path is not None
+    wide(files.path)
+
+
 def copy_up(size: int, count: int, *, full: bool = False) -> Workload:
     label = f"{size >> 20} MiB" if size >= MIB else f"{size >> 10} KiB"
     return Workload(
         f"copy-up-{label.replace(' ', '')}", f"one byte into each of {count} image files of {label}", "copy-up",
-        first_write(count), sized(count, size), full=full,
+        first_write(count), sized(count, size), again=nothing, full=full,
     )  # fmt: skip
 
 
 BASIC = [
-    Workload("seq-write", f"a new file of {LARGE} MiB, 1 MiB a write", "write", sequential, unit="bytes"),
-    Workload("seq-write-fsync", "the same, then fsync", "write", lambda f: sequential(f, sync=True), unit="bytes"),
-    Workload("random-write", "4 KiB at random places of an own file of 16 MiB", "write", random_writes, before=own_big),
-    Workload("append-fsync", "open, append 4 KiB, fsync, close", "write", append_synced),
-    Workload("create", f"{FILES} new files of 4 KiB", "write", create, before=own_directories),
-    Workload("unlink", f"{FILES} own files removed", "write", unlink, before=own_files),
-    Workload("rename-own", f"{FILES} own files renamed", "write", rename, before=own_files),
-    Workload(
-        "rename-own-dirs", f"{DIRECTORIES} own directories renamed", "write", rename_directories, before=own_files, full=True
-    ),
-    Workload("seq-read", f"an image file of {LARGE} MiB", "read", read_all, sized(1, LARGE * MIB), unit="bytes"),
-    Workload("seq-read-cold", "the same, not in memory", "read", read_all, sized(1, LARGE * MIB), unit="bytes", full=True,
-             cold=True),
-    Workload("stat", f"{FILES} image files, four times", "read", stat, wide),
-    Workload("list-wide", f"{DIRECTORIES} directories of 100 files, walked", "read", listing, wide),
-    Workload("list-deep", "a chain of 30 directories, walked", "read", listing, deep),
-    copy_up(4 << 10, 500),
-    copy_up(64 << 10, 200),
+    Workload("seq-write", f"a new file of {LARGE} MiB, 1 MiB a write", "write", sequential, again=remove_big, unit="bytes"),
+    Workload("seq-write-fsync", "the same, then fsync", "write", lambda f: sequential(f, sync=True), again=remove_big,
+             unit="bytes"),
+    Workload("random-write", "4 KiB at random places of an own file of 16 MiB", "write", random_writes, before=own_big,
+             again=nothing),
+    Workload("append-fsync", "open, append 4 KiB, fsync, close", "write", append_synced, again=remove_log),
+    Workload("create", f"{FILES} new files of 4 KiB", "write", create, before=own_directories, again=remove_files),
+    Workload("unlink", f"{FILES} own files removed", "write", unlink, before=own_files, again=create_again),
+    Workload("rename-own", f"{FILES} own files renamed", "write", rename, before=own_files, again=rename_back),
+    Workload("rename-own-dirs", f"{DIRECTORIES} own directories renamed", "write", rename_directories, before=own_files,
+             again=rename_directories_back, full=True),
+    Workload("seq-read", f"an image file of {READ} MiB", "read", read_all, sized(1, READ * MIB), again=nothing,
+             unit="bytes"),
+    Workload("seq-read-cold", "the same, not in memory", "read", read_all, sized(1, READ * MIB), again=nothing,
+             unit="bytes", full=True, cold=True),
+    Workload("stat", f"{FILES} image files, four times", "read", stat, wide, again=nothing),
+    Workload("list-wide", f"{DIRECTORIES} directories of 100 files, walked", "read", listing, wide, again=nothing),
+    Workload("list-deep", "a chain of 30 directories, walked", "read", listing, deep, again=nothing),
+    copy_up(4 << 10, SYNCED),
+    copy_up(64 << 10, SYNCED),
     copy_up(1 << 20, 30),
     copy_up(16 << 20, 2),
     copy_up(64 << 20, 1),
     copy_up(256 << 20, 1, full=True),
     copy_up(1 << 30, 1, full=True),
-    Workload("truncate", "64 image files of 1 MiB opened with O_TRUNC", "copy-up", truncate, sized(64, MIB)),
-    Workload("chmod", f"{FILES} small image files", "copy-up", chmod, wide),
-    Workload("chown", f"{FILES} small image files, to the same owner", "copy-up", chown, wide, full=True),
-    Workload("rename-lower", f"{FILES} small image files renamed", "copy-up", rename, wide),
-    Workload("rename-lower-dirs", "directories of the image renamed", "copy-up", rename_directories, wide, full=True),
-    Workload("remove-lower", f"{DIRECTORIES} image directories of 100 files removed", "copy-up", remove_tree, wide),
+    Workload("truncate", "16 image files of 1 MiB opened with O_TRUNC", "copy-up", truncate, sized(16, MIB),
+             again=fill_again),
+    Workload("chmod", f"{SYNCED} small image files", "copy-up", chmod, wide, again=nothing),
+    Workload("chown", f"{SYNCED} small image files, to the same owner", "copy-up", chown, wide, again=nothing, full=True),
+    Workload("rename-lower", f"{SYNCED} small image files renamed", "copy-up", lambda f: rename(f, SYNCED), wide,
+             again=lambda f: rename_back(f, SYNCED)),
+    Workload("rename-lower-dirs", "directories of the image renamed", "copy-up", rename_directories, wide,
+             again=rename_directories_back, full=True),
+    Workload("remove-lower", f"{DIRECTORIES} image directories of 100 files removed", "copy-up", remove_tree, wide,
+             again=wide_again),
 ]  # fmt: skip
 WORKLOADS = [*BASIC, *PROGRAMS]

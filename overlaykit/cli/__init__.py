@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -26,12 +24,13 @@ COMMANDS: dict[str, dict[str, str]] = {
         "rmi": "image",
         "save": "image",
     },
+    "Layers": {"blame": "layer", "waste": "layer", "squash": "layer", "rebase": "layer"},
     "Containers": {
         "create": "container",
-        "ps": "container",
+        "ps": "ps",
         "rename": "container",
         "rm": "container",
-        "diff": "container",
+        "diff": "layer",
         "commit": "container",
         "mount": "container",
         "umount": "container",
@@ -56,8 +55,10 @@ COMMANDS: dict[str, dict[str, str]] = {
     "First steps": {"tour": "tour", "completion": "completion"},
 }
 HOMES = {name: module for group in COMMANDS.values() for name, module in group.items()}
+# Docker's commands that have no like-named one here, and what does their work.
+DOCKERS = {"run": "create, then exec", "start": "exec", "container": "ps, rm", "system": "df, prune"}
 COMPLETING = "_OVERLAYKIT_COMPLETE"  # what a shell that wants to complete a word says its wish in
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED, UNREAD = 130, 141  # 128 + SIGINT and SIGPIPE, as shells have it
 
 
 class Commands(click.Group):
@@ -78,7 +79,7 @@ class Commands(click.Group):
         if args[0] not in HOMES and not args[0].startswith("-"):
             from difflib import get_close_matches
 
-            close = get_close_matches(args[0], HOMES, n=1)
+            close = [DOCKERS[args[0]]] if args[0] in DOCKERS else get_close_matches(args[0], HOMES, n=1)
             ctx.fail(f"no command {args[0]!r}" + (f"; did you mean {close[0]}?" if close else ""))
         return super().resolve_command(ctx, args)
 
@@ -122,11 +123,11 @@ def cli(ctx: click.Context, root: str | None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of `overlaykit ARGV`, or of this process's arguments: 0; 1 failed; 2 not understood; 130 interrupted."""
-    logging.basicConfig(stream=sys.stderr, format="overlaykit: warning: %(message)s", level=logging.WARNING)
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="surrogateescape")  # names in a layer need not be UTF-8
+    _have_streams()
     try:
         code = cli.main(args=None if argv is None else list(argv), prog_name="overlaykit", standalone_mode=False)
         sys.stdout.flush()
@@ -144,11 +145,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         # Whoever read our output has gone, as `head` does. What is still in the buffer must not be tried again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
+        return UNREAD
     except OSError as e:
-        names = " -> ".join(os.fsdecode(n) for n in (e.filename, e.filename2) if isinstance(n, str | bytes))
+        names = " -> ".join(os.fsdecode(n) or "''" for n in (e.filename, e.filename2) if isinstance(n, str | bytes))
         return complain(f"{names}: {e.strerror}" if names else str(e.strerror or e))
+    except UnicodeEncodeError as e:  # files may be called so, but what is written down is JSON
+        return complain(f"{e.object!r} is not UTF-8, and cannot be written down")
     return code if isinstance(code, int) else 0
+
+
+def _have_streams() -> None:
+    """Let streams that our caller closed be /dev/null, as in Go: else files of the store would get their numbers."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, mode, errors="surrogateescape", closefd=False))
 
 
 def complain(message: str, *, code: int = 1) -> int:

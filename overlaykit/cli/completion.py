@@ -36,6 +36,10 @@ def images(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
     return [name for name in _names(ctx, "images") if name.startswith(incomplete)]
 
 
+def volumes(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in _names(ctx, "volumes") if name.startswith(incomplete)]
+
+
 def both(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     return [*containers(ctx, param, incomplete), *images(ctx, param, incomplete)]
 
@@ -65,6 +69,8 @@ def _names(ctx: click.Context, what: str) -> list[str]:
         with Store(ctx.find_root().params.get("root")) as store:
             if what == "containers":
                 return [container.name for container in store.containers()]
+            if what == "volumes":
+                return [volume.name for volume in store.volumes()]
             return [tag for image in store.images() for tag in image.tags]
     except (OverlaykitError, OSError):
         return []  # no store, or not ours to read: nothing to offer

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
-from typing import Any
 
 import click
 
 from overlaykit.cli import completion
+from overlaykit.cli.force import forgiven
 from overlaykit.cli.image import change_option, compression_option, facts
 from overlaykit.cli.output import (
-    ago,
-    columns,
     each,
-    format_option,
     json_option,
-    moment,
-    no_trunc_option,
     print_json,
-    print_rows,
-    quiet_option,
-    shortened,
-    shown,
     with_store,
 )
+from overlaykit.cli.ps import facts as record_facts
 from overlaykit.cli.volume import pairs
-from overlaykit.store import Container, Store
-from overlaykit.store.mountspec import parse_mount, parse_volume
+from overlaykit.store import Store
+from overlaykit.store.mountspec import parse_mount, parse_tmpfs, parse_volume
+
+
+def variables(texts: tuple[str, ...]) -> dict[str, str | None]:
+    """KEY=VALUE texts as a dict; a KEY alone has the value that it has in our environment, None if it has none there."""
+    return {key: value if equals else os.environ.get(key) for key, equals, value in (text.partition("=") for text in texts)}
 
 
 class ImageThenCommand(click.Command):
@@ -55,14 +51,18 @@ class ImageThenCommand(click.Command):
 @click.option("--name", help="What to call it; two words if nothing is said.")
 @click.option("-v", "--volume", "volumes", multiple=True, metavar="[SRC:]DST[:OPTS]", help="Mount a volume or a host path.")
 @click.option("--mount", "mounts", multiple=True, metavar="type=...,src=...,dst=...", help="The same, spelled out.")
+@click.option("--tmpfs", multiple=True, metavar="DST[:OPTS]", help="Mount an empty directory in memory.")
 @click.option("--volumes-from", multiple=True, metavar="CONTAINER[:ro]", help="Mount what that container has.")
 @click.option("-l", "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Say something about it.")
-@click.option("-e", "--env", multiple=True, metavar="KEY=VALUE", help="Set an environment variable.")
+@click.option("-e", "--env", multiple=True, metavar="KEY[=VALUE]", help="Set an environment variable; KEY alone: as here.")
 @click.option("-w", "--workdir", help="Where its program starts.")
 @click.option("-u", "--user", help="Who its program runs as.")
 @click.option("--hostname", help="What it calls itself.")
 @click.option("--entrypoint", help="Its program, instead of the image's.")
-@click.option("--read-only", is_flag=True, help="Record that its root is not to be written to.")
+@click.option("-i", "--interactive", is_flag=True, hidden=True)  # that is for who runs something in it to say
+@click.option("-t", "--tty", is_flag=True, hidden=True)
+@click.option("--read-only", is_flag=True, help="Refuse changes of its root, but not of mounts in it.")
+@click.option("--storage-opt", multiple=True, metavar="size=10G|entries=N", help="Limit its writable layer.")
 @json_option
 @with_store
 def create_command(
@@ -72,6 +72,7 @@ def create_command(
     name: str | None,
     volumes: tuple[str, ...],
     mounts: tuple[str, ...],
+    tmpfs: tuple[str, ...],
     volumes_from: tuple[str, ...],
     labels: tuple[str, ...],
     env: tuple[str, ...],
@@ -79,7 +80,10 @@ def create_command(
     user: str | None,
     hostname: str | None,
     entrypoint: str | None,
+    interactive: bool,
+    tty: bool,
     read_only: bool,
+    storage_opt: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Create a container: an empty writable layer on top of the image's layers, of which nothing is copied.
@@ -89,82 +93,25 @@ def create_command(
     \b
     overlaykit create --name box debian:bookworm
     overlaykit create -v data:/var/lib/data -v /srv/www:/www:ro debian:bookworm
+    overlaykit create --storage-opt size=10G debian:bookworm
+    overlaykit create --read-only --tmpfs /run -v data:/var/lib/data debian:bookworm
     """
     container = store.create(
         image,
         name=name,
-        mounts=[*map(parse_volume, volumes), *map(parse_mount, mounts)],
+        mounts=[*map(parse_volume, volumes), *map(parse_mount, mounts), *map(parse_tmpfs, tmpfs)],
         volumes_from=volumes_from,
         labels=pairs(labels),
-        env={key: value if equals else os.environ.get(key, "") for key, equals, value in (e.partition("=") for e in env)},
+        env=variables(env),
         command=command,
         entrypoint=None if entrypoint is None else [entrypoint] if entrypoint else [],
         workdir=workdir,
         user=user,
         hostname=hostname,
         read_only=read_only,
+        storage_opt=pairs(storage_opt),
     )
-    print_json(_facts(container)) if as_json else click.echo(container.id)
-
-
-@click.command("ps")
-@click.option("-a", "--all", is_flag=True, hidden=True)  # what Docker needs to list those that do not run
-@quiet_option
-@no_trunc_option
-@format_option
-@json_option
-@with_store
-def ps_command(store: Store, all: bool, quiet: bool, no_trunc: bool, form: str | None, as_json: bool) -> None:
-    """List containers, the newest first.
-
-    \b
-    overlaykit ps
-    overlaykit rm $(overlaykit ps --quiet)
-    overlaykit ps --format 'table {{.Names}}\\t{{.Image}}'
-    """
-    containers = store.containers()
-    if as_json:
-        print_json([_facts(container) for container in containers])
-    elif quiet:
-        for container in containers:
-            click.echo(container.id if no_trunc else container.id[:12])
-    else:
-        rows = [_fields(container, no_trunc) for container in containers]
-        print_rows(form or "table", rows, TITLES, columns("ID", "Image", "Command", "RunningFor", "Names"))
-
-
-TITLES = {"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "RunningFor": "CREATED", "CreatedAt": "CREATED AT"}
-TITLES |= {"Names": "NAMES", "State": "STATE", "Status": "STATUS", "Labels": "LABELS"}
-
-
-def _fields(container: Container, no_trunc: bool) -> dict[str, Any]:
-    """What a template may say of a container; Docker's names."""
-    config = container.config
-    labels = dict(config.labels or {})
-    command = shortened(" ".join([*(config.entrypoint or ()), *(config.cmd or ())]), 20, no_trunc=no_trunc)
-    return {
-        "Command": f'"{command}"',
-        "CreatedAt": moment(container.created),
-        "ID": container.id if no_trunc else container.id[:12],
-        "Image": container.record.image_name,
-        "Label": lambda name: labels.get(name, ""),
-        "Labels": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
-        "Names": container.name,
-        "RunningFor": ago(container.created),
-        "State": "created",
-        "Status": "Created",
-    }
-
-
-def _facts(container: Container) -> dict[str, Any]:
-    record = container.record
-    return {
-        "id": container.id,
-        "name": container.name,
-        "image": record.image_name,
-        "image_digest": record.image,
-        "created": container.created.isoformat(),
-    }
+    print_json(record_facts(container.record)) if as_json else click.echo(container.id)
 
 
 @click.command("rename")
@@ -182,7 +129,9 @@ def rename_command(store: Store, container: str, name: str) -> None:
 
 @click.command("rm")
 @click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...", shell_complete=completion.containers)
-@click.option("-f", "--force", is_flag=True, help="Unmount it first, and do not ask who has it open.")
+@click.option(
+    "-f", "--force", is_flag=True, help="Unmount it first, and do not ask who has it open; and no error if it is not there."
+)
 @click.option("-v", "--volumes", is_flag=True, help="Remove its anonymous volumes too.")
 @with_store
 def rm_command(store: Store, containers: tuple[str, ...], force: bool, volumes: bool) -> None:
@@ -193,38 +142,27 @@ def rm_command(store: Store, containers: tuple[str, ...], force: bool, volumes: 
     """
 
     def remove(name: str) -> None:
-        store.container(name).remove(force=force, volumes=volumes)
-        click.echo(name)
+        with forgiven(when=force):
+            store.container(name).remove(force=force, volumes=volumes)
+            click.echo(name)
 
     each(containers, remove)
 
 
-@click.command("diff")
-@click.argument("container", shell_complete=completion.containers)
-@json_option
-@with_store
-def diff_command(store: Store, container: str, as_json: bool) -> None:
-    """List what a container changed against its image: A added, C changed, D deleted.
+class DockersPause(click.Command):
+    """Docker's flags take a value too: --pause=false."""
 
-    With --json also why, and how many bytes before and after.
-
-    \b
-    overlaykit diff box
-    overlaykit diff --json box | jq '[.[].size_after] | add'
-    """
-    changes = store.container(container).diff()
-    if as_json:
-        print_json([asdict(change) for change in changes])
-    else:
-        for change in changes:
-            click.echo(f"{change.kind} {shown(change.path)}")
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = {"--pause=true": "--pause", "--pause=false": "--no-pause", "-p=true": "--pause", "-p=false": "--no-pause"}
+        return super().parse_args(ctx, [words.get(word, word) for word in args])
 
 
-@click.command("commit")
+@click.command("commit", cls=DockersPause)
 @click.argument("container", shell_complete=completion.containers)
 @click.argument("name", required=False)
 @click.option("-a", "--author", help='Who made it, such as "Name <name@example.org>".')
 @click.option("-m", "--message", help="What the history says about it.")
+@click.option("-p", "--pause/--no-pause", default=True, help="Let what runs in it stand still meanwhile.  [default: pause]")
 @change_option
 @compression_option
 @json_option
@@ -235,6 +173,7 @@ def commit_command(
     name: str | None,
     author: str | None,
     message: str | None,
+    pause: bool,
     changes: tuple[str, ...],
     compression: str,
     as_json: bool,
@@ -245,8 +184,11 @@ def commit_command(
 
     \b
     overlaykit commit box mine:1 --message "a new motd" --change 'ENV LANG=C.UTF-8'
+    overlaykit commit --no-pause box mine:2
     """
-    image = store.container(container).commit(name, author=author, message=message, changes=changes, compression=compression)
+    image = store.container(container).commit(
+        name, author=author, message=message, changes=changes, compression=compression, pause=pause
+    )
     print_json(facts(image)) if as_json else click.echo(image.id)
 
 

@@ -7,8 +7,7 @@ from dataclasses import asdict
 import click
 
 from overlaykit.bench.explain import Explanation, explain, find_lowers
-from overlaykit.cli.output import json_option, print_json, print_table, shown, size
-from overlaykit.store import Store
+from overlaykit.cli.output import json_option, open_store, print_json, print_table, shown, size
 
 MOST = 20  # files that are listed; --json has all
 
@@ -36,7 +35,7 @@ def explain_command(ctx: click.Context, container: str, lowers: tuple[str, ...],
     elif lowers:
         raise click.UsageError("--lower goes with an upper directory; a container knows its own")
     else:
-        with Store(ctx.obj) as store, store.leases.hold() as lease:
+        with open_store(ctx.obj) as store, store.leases.hold() as lease:
             box = store.container(container)
             box.hold(lease)
             found = explain(store.snapshots.fs(box.id), store.snapshots.lowers(box.id))

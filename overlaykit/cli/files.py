@@ -8,13 +8,13 @@ import shutil
 import stat
 import sys
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
 from overlaykit.cli import completion
 from overlaykit.cli.output import json_option, print_json, shown, with_store
-from overlaykit.overlay import View
+from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.mounted import Mounted
 from overlaykit.store import Store
 
@@ -32,9 +32,9 @@ def ls_command(store: Store, container: str, path: str, is_long: bool, as_json: 
     overlaykit ls box /etc
     """
     with store.container(container).view() as view:
-        names: list[str] = sorted(view.listdir(path)) if view.isdir(path) else [path]
-        if not view.isdir(path):
-            view.lstat(path)  # or it is not there at all
+        path, names = (path, sorted(view.listdir(path))) if view.isdir(path) else ("", [path])
+        if not path:
+            view.lstat(names[0])  # or it is not there at all
         if as_json:
             print_json([_facts(view, path, name) for name in names])
             return
@@ -90,8 +90,7 @@ def put_command(store: Store, container: str, file: str, path: str) -> None:
     """
     with store.container(container).fs as fs, open(file, "rb") as source:
         target = posixpath.join(path, os.path.basename(file)) if path.endswith("/") or fs.isdir(path) else path
-        with fs.open(target, "wb") as out:
-            shutil.copyfileobj(source, out, 1 << 20)
+        _write(fs, target, source)
         fs.chmod(target, stat.S_IMODE(os.fstat(source.fileno()).st_mode))
 
 
@@ -106,5 +105,14 @@ def write_command(store: Store, container: str, path: str, append: bool) -> None
     \b
     echo hello | overlaykit write box /etc/motd
     """
-    with store.container(container).fs as fs, fs.open(path, "ab" if append else "wb") as out:
-        shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
+    with store.container(container).fs as fs:
+        _write(fs, path, sys.stdin.buffer, "ab" if append else "wb")
+
+
+def _write(fs: Overlay | Mounted, path: str, source: BinaryIO, mode: str = "wb") -> None:
+    try:
+        with fs.open(path, mode) as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+    except OSError as e:
+        e.filename = e.filename or path  # a write that fails does not say of what
+        raise

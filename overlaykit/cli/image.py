@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from overlaykit.cli import completion
+from overlaykit.cli.force import forgiven
+from overlaykit.cli.listing import FILTERS, listed
 from overlaykit.cli.output import (
     ago,
     columns,
@@ -29,10 +31,11 @@ from overlaykit.cli.output import (
     with_store,
 )
 from overlaykit.cli.progress import progress_bar
-from overlaykit.oci import Reference
+from overlaykit.errors import OverlaykitError
 from overlaykit.oci.digest import copy_stream
 from overlaykit.oci.saving import FORMATS
 from overlaykit.store import Removed, Store, StoredImage
+from overlaykit.store.apparent import layer_sizes
 
 platform_option = click.option("--platform", metavar="OS/ARCH", help="Choose this platform, such as linux/arm64.")
 compression_option = click.option(
@@ -89,12 +92,17 @@ def _seekable(store: Store, source: str) -> Iterator[str]:
     with tempfile.TemporaryFile(dir=store.root / "ingest") as kept:
         copy_stream(sys.stdin.buffer, kept)
         kept.flush()
-        yield f"/proc/self/fd/{kept.fileno()}"
+        path = f"/proc/self/fd/{kept.fileno()}"
+        try:
+            yield path
+        except OverlaykitError as e:
+            e.args = (str(e).replace(path, "standard input"), *e.args[1:])
+            raise
 
 
 @click.command("import")
 @click.argument("source", type=click.Path(allow_dash=True))
-@click.argument("name")
+@click.argument("name", required=False)
 @change_option
 @click.option("-m", "--message", help="What the history says about it.")
 @platform_option
@@ -104,7 +112,7 @@ def _seekable(store: Store, source: str) -> Iterator[str]:
 def import_command(
     store: Store,
     source: str,
-    name: str,
+    name: str | None,
     changes: tuple[str, ...],
     message: str | None,
     platform: str | None,
@@ -114,6 +122,7 @@ def import_command(
     """Make a base image of a root filesystem.
 
     SOURCE is a tar, plain or compressed, a directory, or - for a tar on standard input. Prints the image's id.
+    Without NAME the image has none.
 
     \b
     mmdebstrap --variant=minbase bookworm rootfs.tar
@@ -134,6 +143,8 @@ def import_command(
 
 @click.command("images")
 @click.argument("name", required=False)
+@click.option("-a", "--all", is_flag=True, hidden=True)  # Docker hides images in between, which are not kept here
+@click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help=f"Only some: {', '.join(FILTERS)}.")
 @click.option("--digests", is_flag=True, help="Show digests too.")
 @quiet_option
 @no_trunc_option
@@ -141,42 +152,46 @@ def import_command(
 @json_option
 @with_store
 def images_command(
-    store: Store, name: str | None, digests: bool, quiet: bool, no_trunc: bool, form: str | None, as_json: bool
+    store: Store,
+    name: str | None,
+    all: bool,
+    filters: tuple[str, ...],
+    digests: bool,
+    quiet: bool,
+    no_trunc: bool,
+    form: str | None,
+    as_json: bool,
 ) -> None:
-    """List images, the newest first; with NAME those of that repository or tag.
+    """List images, the newest first; with NAME those of that repository or tag, or that pattern.
 
-    SIZE is what the image's blobs take, compressed as they are kept.
+    SIZE is what the files of all layers hold, as Docker counts it; `df` says what the blobs and layers take on disk.
 
     \b
     overlaykit images
     overlaykit images --quiet debian
+    overlaykit rmi $(overlaykit images --quiet --filter dangling=true)
+    overlaykit images 'registry.example/*/*'
     overlaykit images --format '{{.Repository}}:{{.Tag}} {{.Size}}'
     """
-    rows = [(image, tag) for image in store.images() for tag in image.tags or [""] if _matches(tag, name)]
+    rows = listed(store, name, filters)
     if as_json:
-        print_json([facts(image) for image in dict.fromkeys(image for image, _ in rows)])
+        images = dict.fromkeys(image for image, _ in rows)
+        print_json([facts(image) | {"unpacked_size": store.image_size(image)} for image in images])
     elif quiet:
         for id in dict.fromkeys(_id(image, no_trunc) for image, _ in rows):
             click.echo(id)
     else:
         usual = ["Repository", "Tag", *(["Digest"] if digests else []), "ID", "CreatedSince", "Size"]
-        fields = [_image_fields(image, tag, digests, no_trunc) for image, tag in rows]
+        sizes = {image.digest: store.image_size(image) for image, _ in rows}
+        fields = [_image_fields(image, tag, sizes[image.digest], digests, no_trunc) for image, tag in rows]
         print_rows(form or "table", fields, IMAGE_TITLES, columns(*usual))
-
-
-def _matches(tag: str, name: str | None) -> bool:
-    if name is None or not tag:
-        return name is None
-    wanted = Reference.parse(name)
-    found = Reference.parse(tag)
-    return found.name == wanted.name and wanted.tag in (None, found.tag)
 
 
 IMAGE_TITLES = {"ID": "IMAGE ID", "Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "Size": "SIZE"}
 IMAGE_TITLES |= {"CreatedSince": "CREATED", "CreatedAt": "CREATED AT"}
 
 
-def _image_fields(image: StoredImage, tag: str, digests: bool, no_trunc: bool) -> dict[str, str]:
+def _image_fields(image: StoredImage, tag: str, held: int | None, digests: bool, no_trunc: bool) -> dict[str, str]:
     """What a template may say of one image under one name; Docker's names."""
     repository, _, label = (tag or "<none>:<none>").rpartition(":")
     return {
@@ -185,7 +200,7 @@ def _image_fields(image: StoredImage, tag: str, digests: bool, no_trunc: bool) -
         "Digest": image.digest if digests else "<none>",
         "ID": _id(image, no_trunc),
         "Repository": repository,
-        "Size": size(image.size),
+        "Size": "N/A" if held is None else size(held),
         "Tag": label,
     }
 
@@ -223,8 +238,8 @@ def history_command(store: Store, image: str, quiet: bool, no_trunc: bool, form:
     overlaykit history debian:bookworm --format '{{.Size}} {{.CreatedBy}}' --no-trunc
     """
     found = store.image(image)
-    layers = iter(found.layers)
-    steps = [(entry, None if entry.empty_layer else next(layers, None)) for entry in found.history]
+    layers = iter(zip(found.layers, layer_sizes(store, found), strict=True))
+    steps = [(entry, *((None, 0) if entry.empty_layer else next(layers, (None, 0)))) for entry in found.history]
     steps.reverse()
     if as_json:
         print_json(
@@ -237,12 +252,13 @@ def history_command(store: Store, image: str, quiet: bool, no_trunc: bool, form:
                     "layer": layer.digest if layer else None,
                     "diff_id": layer.diff_id if layer else None,
                     "size": layer.size if layer else 0,
+                    "unpacked_size": held,
                 }
-                for entry, layer in steps
+                for entry, layer, held in steps
             ]
         )
     elif quiet:
-        for digest in (layer.digest for _, layer in steps if layer):
+        for digest in (layer.digest for _, layer, _ in steps if layer):
             click.echo(digest if no_trunc else digest.short)
     else:
         rows = [
@@ -254,9 +270,9 @@ def history_command(store: Store, image: str, quiet: bool, no_trunc: bool, form:
                 # Docker's ids of the images in between are gone; the first is the image's.
                 "ID": _id(found, no_trunc) if number == 0 else "<missing>",
                 "Layer": "<none>" if layer is None else layer.digest if no_trunc else layer.digest.short,
-                "Size": size(layer.size if layer else 0),
+                "Size": size(held),
             }
-            for number, (entry, layer) in enumerate(steps)
+            for number, (entry, layer, held) in enumerate(steps)
         ]
         print_rows(form or "table", rows, HISTORY_TITLES, columns("Layer", "CreatedSince", "CreatedBy", "Size", "Comment"))
 
@@ -287,7 +303,12 @@ def tag_command(store: Store, image: str, name: str) -> None:
 
 @click.command("rmi")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=completion.images)
-@click.option("-f", "--force", is_flag=True, help="Also if containers need it, or an id has several names.")
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Also if containers need it, or an id has several names; and no error if it is not there.",
+)
 @json_option
 @with_store
 def rmi_command(store: Store, images: tuple[str, ...], force: bool, as_json: bool) -> None:
@@ -300,8 +321,13 @@ def rmi_command(store: Store, images: tuple[str, ...], force: bool, as_json: boo
     overlaykit rmi debian:bookworm
     """
     removed: list[Removed] = []
+
+    def remove(image: str) -> None:
+        with forgiven(when=force):
+            removed.append(store.remove_image(image, force=force))
+
     try:
-        each(images, lambda image: removed.append(store.remove_image(image, force=force)))
+        each(images, remove)
     finally:
         freed = sum(r.freed.size for r in removed)
         if as_json:

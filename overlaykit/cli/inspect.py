@@ -15,18 +15,25 @@ from overlaykit.store import Store
 
 @click.command("inspect")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=completion.both)
-@click.option("--type", "kind", type=click.Choice(["container", "image"]), help="Look among these only.")
+@click.option("--type", "kind", type=click.Choice(["container", "image", "volume"]), help="Look among these only.")
 @click.option("-f", "--format", "form", metavar="TEMPLATE", help="Print each by a template, as Docker does, or json.")
+@click.option("-s", "--size", is_flag=True, help="How much containers hold too: SizeRw, SizeRootFs.")
 @with_store
-def inspect_command(store: Store, names: tuple[str, ...], kind: str | None, form: str | None) -> None:
-    """Print all there is to know about containers and images, as JSON with Docker's field names.
+def inspect_command(store: Store, names: tuple[str, ...], kind: str | None, form: str | None, size: bool) -> None:
+    """Print all there is to know about containers, images and volumes, as JSON with Docker's field names.
 
     \b
     overlaykit inspect box | jq '.[0].GraphDriver.Data.LowerDir'
     overlaykit inspect box --format '{{json .GraphDriver.Data}}'
+    overlaykit inspect --size box --format '{{.SizeRw}}'
     """
-    ask = {"container": lambda name: store.container(name).inspect(), "image": store.inspect_image, None: store.inspect}
-    print_inspected(names, ask[kind], form)
+    ask = {
+        "container": lambda name: store.container(name).inspect(size=size),
+        "image": store.inspect_image,
+        "volume": lambda name: store.volume(name).inspect(),
+        "": lambda name: store.inspect(name, size=size),
+    }
+    print_inspected(names, ask[kind or ""], form)
 
 
 @click.command("info")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import update_wrapper
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from overlaykit.cli import complain
 from overlaykit.cli.templates import Template
 from overlaykit.errors import OverlaykitError
-from overlaykit.store import Store
+from overlaykit.sizes import size as size  # commands have all their words from here
+
+if TYPE_CHECKING:
+    from overlaykit.store import Store
 
 FORMAT_HELP = "Print each by a template, as Docker does: '{{.ID}} {{json .Labels}}', 'table {{.ID}}\\t{{.Size}}', or json."
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,27 +28,65 @@ format_option = click.option("--format", "form", metavar="TEMPLATE", help=FORMAT
 no_trunc_option = click.option("--no-trunc", is_flag=True, help="Do not shorten ids and texts.")
 
 
+def open_store(root: str | None) -> Store:
+    """The store in `root`. What it logs goes to stderr. Imported here: it takes a while, and not every command needs it."""
+    import logging
+
+    from overlaykit.store import Store
+
+    logging.basicConfig(stream=sys.stderr, format="overlaykit: warning: %(message)s", level=logging.WARNING)
+    return Store(root)
+
+
 def with_store(function: F) -> F:
     """A command whose first argument is the open store; it is closed when the command ends."""
 
     def wrapped(*args: Any, **options: Any) -> Any:
         context = click.get_current_context()
-        store = context.with_resource(Store(context.find_object(str)))
+        store = context.with_resource(open_store(context.find_object(str)))
         return context.invoke(function, store, *args, **options)
 
     return update_wrapper(wrapped, function)  # type: ignore[return-value]
 
 
 def print_json(value: Any) -> None:
+    import json
+
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """All of them at once, and nothing if there are none."""
+    click.echo("".join([f"{shown(line)}\n" for line in lines]), nl=False)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Columns as wide as they need, three blanks between them and ten characters at least, as Docker prints them."""
-    table = [list(header), *([shown(cell) for cell in row] for row in rows)]
+    table = [header, *rows]
+    if sys.stdout.isatty():
+        table = [[shown(cell) for cell in row] for row in table]
     widths = [max(7, *map(len, column)) + 3 for column in zip(*table, strict=True)]
-    for row in table:
-        click.echo("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    line = "".join(f"{{:{width}}}" for width in widths)
+    click.echo("\n".join([line.format(*row).rstrip() for row in table]))
+
+
+class Row(Mapping[str, Any]):
+    """What a template may say of `value`, each field worked out when it is asked for. fields: how, by their names."""
+
+    def __init__(self, value: Any, fields: Mapping[str, Callable[[Any], Any]]) -> None:
+        self._value, self._fields = value, fields
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name](self._value)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
 
 
 def columns(*fields: str) -> str:
@@ -65,13 +106,10 @@ def print_rows(form: str, rows: Iterable[Mapping[str, Any]], titles: Mapping[str
         form = "{{json .}}"
     elif word == "table":
         template = Template(rest.strip() or usual)
-        lines = [template.header(titles), *(template.render(row) for row in rows)]
-        first, *others = (line.split("\t") for line in lines)
-        print_table(first, others)
+        print_table(template.header(titles).split("\t"), [template.render(row).split("\t") for row in rows])
         return
     template = Template(form)
-    for row in rows:
-        click.echo(shown(template.render(row)))
+    print_lines(template.render(row) for row in rows)
 
 
 def each(names: Iterable[str], work: Callable[[str], object]) -> None:
@@ -106,46 +144,33 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogateescape").decode() for c in text)
 
 
-def size(count: int) -> str:
-    """Bytes in powers of 1000 with three digits: 74.8MB."""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007
-        if value < 999.5:
-            break
-        value /= 1000
-    return f"{value:.3g}{unit}"
-
-
 def moment(when: datetime | None) -> str:
     """A time as Docker's lists have it: 2026-11-25 08:17:54 +0000 UTC."""
-    return "N/A" if when is None else when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S +0000 UTC")
+    return "N/A" if when is None else f"{when.astimezone(UTC).isoformat(' ', 'seconds')[:19]} +0000 UTC"
 
 
-def ago(when: datetime | None) -> str:
+HOUR, DAY = 3600, 24 * 3600
+SPANS: tuple[tuple[float, int, str, str], ...] = (  # below so many seconds: the seconds of one, one of them, several
+    (60, 1, "1 second", "seconds"),
+    (46 * 60, 60, "About a minute", "minutes"),
+    (2 * DAY, HOUR, "About an hour", "hours"),
+    (14 * DAY, DAY, "", "days"),
+    (60 * DAY, 7 * DAY, "", "weeks"),
+    (730 * DAY, 30 * DAY, "", "months"),
+    (math.inf, 365 * DAY, "", "years"),
+)
+
+
+def ago(when: datetime | None, now: datetime | None = None) -> str:
     """How long ago that was: "2 hours ago". Docker's words (go-units, HumanDuration)."""
     if when is None:
         return "N/A"
-    seconds = (datetime.now(UTC) - (when if when.tzinfo else when.replace(tzinfo=UTC))).total_seconds()
+    seconds = ((now or datetime.now(UTC)) - (when if when.tzinfo else when.replace(tzinfo=UTC))).total_seconds()
     if seconds < 1:
         return "Less than a second ago"
-    hours = seconds / 3600
-    for limit, text in (
-        (60, f"{_counted(int(seconds), 'second')}"),
-        (120, "About a minute"),
-        (46 * 60, f"{int(seconds / 60)} minutes"),
-        (90 * 60, "About an hour"),
-        (48 * 3600, f"{round(hours)} hours"),
-        (14 * 86400, f"{int(hours / 24)} days"),
-        (60 * 86400, f"{int(hours / 24 / 7)} weeks"),
-        (730 * 86400, f"{int(hours / 24 / 30)} months"),
-    ):
-        if seconds < limit:
-            return f"{text} ago"
-    return f"{int(hours / 24 / 365)} years ago"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    length, one, many = next(span[1:] for span in SPANS if seconds < span[0])
+    count = int(seconds / length + (0.5 if length == HOUR else 0))  # Docker rounds hours and cuts all others off
+    return f"{one if count == 1 else f'{count} {many}'} ago"
 
 
 def shortened(text: str, limit: int, *, no_trunc: bool = False) -> str:

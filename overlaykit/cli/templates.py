@@ -11,7 +11,6 @@ Docker. Follows Go's text/template, and docker/cli templates/templates.go for th
 
 from __future__ import annotations
 
-import json
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -65,7 +64,8 @@ class Template:
             text, is_action = self._pieces.pop(0)
             word, _, rest = text.partition(" ")
             if not is_action:
-                nodes.append(lambda dot, names, text=text: text)  # type: ignore[misc]
+                if text:
+                    nodes.append(lambda dot, names, text=text: text)  # type: ignore[misc]
             elif word in ("else", "end"):
                 if not block:
                     raise InvalidTemplate(f"template: unexpected {{{{{text}}}}}")
@@ -117,15 +117,15 @@ def _pieces(source: str) -> list[tuple[str, bool]]:
 
 
 def _printed(nodes: list[Node], dot: Any, names: dict[str, Any]) -> str:
-    return "".join(node(dot, names) for node in nodes)
+    return "".join([node(dot, names) for node in nodes])
 
 
 def _print(variables: list[str], pipe: Term) -> Node:
+    if not variables:
+        return lambda dot, names: shown(pipe(dot, names))
+
     def node(dot: Any, names: dict[str, Any]) -> str:
-        value = pipe(dot, names)
-        if not variables:
-            return shown(value)
-        names[variables[0]] = value
+        names[variables[0]] = pipe(dot, names)
         return ""
 
     return node
@@ -198,6 +198,15 @@ def _commands(tokens: list[str]) -> Term:
     if not all(commands):
         raise InvalidTemplate("template: missing value for command")
 
+    if len(commands) == 1 and len(commands[0]) == 1:  # a field, and nothing to do with it: so most are
+        (term,) = commands[0]
+
+        def plain(dot: Any, names: Names) -> Any:
+            value = term(dot, names)
+            return _called(value, ()) if callable(value) else value
+
+        return plain
+
     def run(dot: Any, names: Names) -> Any:
         last: tuple[Any, ...] = ()
         for head, *rest in commands:
@@ -246,6 +255,8 @@ def _term(token: str) -> Term:
 
 
 def _unquoted(token: str) -> Any:
+    import json
+
     try:
         return json.loads(token, strict=False)
     except ValueError:
@@ -261,12 +272,17 @@ def _variable(names: Names, name: str) -> Any:
 def _with_fields(term: Term, fields: str) -> Term:
     """`term` and then the fields of ".A.B" of it."""
 
+    steps = fields.split(".")[1:]
+
     def value(dot: Any, names: Names) -> Any:
         found = term(dot, names)
-        for name in fields.split(".")[1:]:
-            if not isinstance(found, Mapping) or name not in found:
-                raise OverlaykitError(f"template: there is no .{name} in <{fields}>")
-            found = found[name]
+        for name in steps:
+            try:
+                found = found[name]
+            except (KeyError, TypeError):
+                if isinstance(found, Mapping) and name in found:  # it is there, and could not be worked out
+                    raise
+                raise OverlaykitError(f"template: there is no .{name} in <{fields}>") from None
         return found
 
     return value
@@ -277,6 +293,8 @@ def _with_fields(term: Term, fields: str) -> Term:
 
 def to_json(value: Any) -> str:
     """JSON in one line, as Docker writes it."""
+    import json
+
     return json.dumps(_in_order(value), separators=(",", ":"), ensure_ascii=False, default=str)
 
 
@@ -291,6 +309,8 @@ def _in_order(value: Any) -> Any:
 
 def shown(value: Any) -> str:
     """`value` as Go prints it: true, [a b], map[key:value]; <no value> for none."""
+    if isinstance(value, str):
+        return value
     if value is None:
         return "<no value>"
     if isinstance(value, bool):
@@ -314,6 +334,8 @@ def _index(value: Any, *keys: Any) -> Any:
 
 
 def _printf(form: str, *args: Any) -> str:
+    import json
+
     given = iter(args)
 
     def one(found: re.Match[str]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from overlaykit.cli.output import shown, size
+from overlaykit.cli.output import open_store, shown, size
 from overlaykit.errors import IntegrityError
 from overlaykit.oci import open_image, validate
 from overlaykit.store import Container, Store, StoredImage
@@ -48,7 +48,7 @@ def tour_command(ctx: click.Context, image_file: str | None, clean: bool) -> Non
         raise click.UsageError(f"{root} is a store already; the tour wants a folder of its own")
     tour = Tour(root)
     try:
-        with Store(root) as store:
+        with open_store(str(root)) as store:
             tour.run(store, image_file)
     finally:
         if clean:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+from overlaykit.cli.force import confirmed
 from overlaykit.cli.output import json_option, print_json, print_table, shown, size, with_store
 from overlaykit.store import Store
 
@@ -16,7 +17,8 @@ from overlaykit.store import Store
 def df_command(store: Store, as_json: bool) -> None:
     """Show what the store takes on disk: shared, exclusive, and reclaimable with `gc`.
 
-    Hard links and clones count once, so the sizes add up to the whole. With --json each blob, layer and container.
+    Hard links and clones count once, so the sizes add up to the whole. With --json each blob, layer, container
+    and volume.
 
     \b
     overlaykit df
@@ -27,7 +29,7 @@ def df_command(store: Store, as_json: bool) -> None:
         print_json({**totals, "items": [asdict(item) for item in used.items]})
         return
     rows = []
-    for kind in ("blob", "layer", "container", "other"):
+    for kind in ("blob", "layer", "container", "volume", "other"):
         items = [item for item in used.items if item.kind == kind]
         parts = [sum(item.size for item in items if test(item.users)) for test in (_several, _one, _none)]
         rows.append([kind, str(len(items)), size(used.of(kind)), *map(size, parts)])
@@ -49,18 +51,19 @@ def _none(users: int) -> bool:
 
 @click.command("fsck")
 @click.option("--repair", is_flag=True, help="Put right what has another copy; move what nobody knows to lost+found.")
+@click.option("--deep", is_flag=True, help="Hold each unpacked file against its blob too: content, xattrs, times.")
 @json_option
 @with_store
-def fsck_command(store: Store, repair: bool, as_json: bool) -> None:
+def fsck_command(store: Store, repair: bool, deep: bool, as_json: bool) -> None:
     """Check every blob, layer, row and directory of the store against each other.
 
-    Reads all of it. Exit code 1 if something stays wrong.
+    Reads all blobs, and with --deep all that is unpacked of them. Exit code 1 if something stays wrong.
 
     \b
     overlaykit fsck
-    overlaykit fsck --repair
+    overlaykit fsck --deep --repair
     """
-    findings = store.fsck(repair=repair)
+    findings = store.fsck(repair=repair, deep=deep)
     if as_json:
         print_json([asdict(finding) for finding in findings])
     for finding in [] if as_json else findings:
@@ -100,9 +103,9 @@ def prune_command(store: Store, all: bool, containers: bool, force: bool, as_jso
     overlaykit prune
     overlaykit prune --all --containers --force
     """
-    if not force:
-        what = ("all containers, " if containers else "") + ("all unused images" if all else "unused images without a name")
-        click.confirm(f"This removes {what}. Go on?", abort=True, err=True)
+    what = ("all containers, " if containers else "") + ("all unused images" if all else "unused images without a name")
+    if not force and not confirmed(f"This removes {what}. Go on?"):
+        return
     pruned = store.prune(all=all, containers=containers)
     if as_json:
         print_json({"containers": pruned.containers, "images": pruned.images, "freed": pruned.size})

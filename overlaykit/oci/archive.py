@@ -41,6 +41,10 @@ Named = tuple[tuple[str, ...], Image]
 _HEX_NAME = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.json)?\Z")
 
 
+class NoImage(InvalidImage):
+    """The file is something else. What calls itself an image and is damaged is an InvalidImage, and no more."""
+
+
 class Archive:
     """The images in a file or directory. Its file stays open until `close`, or until nobody holds an image of it."""
 
@@ -242,7 +246,7 @@ def _docker_images(members: Members, platform: Platform | None) -> list[Named]:
     try:
         entries = msgspec.json.decode(raw, type=tuple[_DockerEntry, ...])
     except (ValueError, RecursionError) as e:
-        raise InvalidImage(f"{what}: {e}") from e
+        raise NoImage(f"{what}: {e}") from e
     if not entries:
         raise InvalidImage(f"{what} lists no image")
     images: list[Named] = []
@@ -267,7 +271,7 @@ def _open_members(path: Path, max_size: int | None) -> Members:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise InvalidImage(f"{path} is no image: neither a regular file nor a directory; {ACCEPTED}")
+            raise NoImage(f"{path} is no image: neither a regular file nor a directory; {ACCEPTED}")
         start = os.pread(fd, SNIFF, 0)
         compression = compression_of(start)
         if compression != "none":
@@ -276,11 +280,14 @@ def _open_members(path: Path, max_size: int | None) -> Members:
             fd = plain
             start = os.pread(fd, SNIFF, 0)
         if not is_tar_header(start):
-            raise InvalidImage(f"{path} is no image: {_looks(start, compression)}; {ACCEPTED}")
+            raise NoImage(f"{path} is no image: {_looks(start, compression)}; {ACCEPTED}")
         found = os.dup(fd)
     finally:
         os.close(fd)
-    return Members(found, str(path))
+    try:
+        return Members(found, str(path))
+    except InvalidImage as e:  # of a tar that may be anything
+        raise NoImage(str(e), hint=e.hint) from e
 
 
 def _spooled(path: Path, max_size: int | None) -> int:
@@ -317,7 +324,7 @@ def _looks(start: bytes, compression: str) -> str:
     return looks if compression == "none" else f"{compression} data of {looks}"
 
 
-def _no_image(members: Members) -> InvalidImage:
+def _no_image(members: Members) -> NoImage:
     names, path = set(members), members.what
     if "repositories" in names:
         looks = "an archive of Docker before 1.10, without manifest.json"
@@ -325,14 +332,14 @@ def _no_image(members: Members) -> InvalidImage:
         looks = "an OCI archive that lacks " + ("oci-layout" if "index.json" in names else "index.json")
     elif any(name.split("/")[0] in ("bin", "etc", "usr", "lib", "sbin", "var") for name in names):
         looks = "a tar of a root file system"
-        return InvalidImage(f"{path} is no image: {looks}; {ACCEPTED}", hint=_import_hint(path))
+        return NoImage(f"{path} is no image: {looks}; {ACCEPTED}", hint=_import_hint(path))
     else:
         looks = f"a tar of {len(names):,} members without manifest.json or index.json"
-    return InvalidImage(f"{path} is no image: {looks}; {ACCEPTED}")
+    return NoImage(f"{path} is no image: {looks}; {ACCEPTED}")
 
 
 def _import_hint(path: StrPath) -> str:
     return f"to make an image of a root file system: overlaykit import {path} NAME:TAG"
 
 
-__all__ = ["ACCEPTED", "Archive", "DockerArchiveImage", "open_image", "open_images"]
+__all__ = ["ACCEPTED", "Archive", "DockerArchiveImage", "NoImage", "open_image", "open_images"]

@@ -6,7 +6,6 @@ with 128. A diff_id is the digest of a layer's uncompressed tar, a chain_id that
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Iterable
@@ -31,7 +30,7 @@ class Hasher(Protocol):
 class Writable(Protocol):
     """All that a sink of bytes must do: take all of it."""
 
-    def write(self, data: bytes, /) -> object: ...
+    def write(self, data: bytes | memoryview, /) -> object: ...
 
 
 class Readable(Protocol):
@@ -75,6 +74,8 @@ class Digest(str):
 
 def hasher(algorithm: str = "sha256") -> Hasher:
     """A new hash object of an algorithm that digests may use."""
+    import hashlib  # and with it OpenSSL, which takes longer to load than a list of containers
+
     if algorithm == "sha512":
         return hashlib.sha512(usedforsecurity=False)
     assert algorithm == "sha256", algorithm

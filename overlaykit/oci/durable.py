@@ -9,9 +9,11 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def new_ingest(folder: Path) -> tuple[int, Path]:
@@ -32,9 +34,9 @@ def new_ingest(folder: Path) -> tuple[int, Path]:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: str | os.PathLike[str]) -> Iterator[None]:
     """Hold ROOT/lock: one process and one thread at a time. A holder that dies lets go."""
-    fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(os.path.join(root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -56,6 +58,34 @@ def write_file(path: Path, data: bytes) -> None:
         raise
     finally:
         os.close(fd)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """An open file that gets the name `path` once it is whole and on disk; an error leaves what was there.
+
+    A device or a pipe is written to as it is: its name is not ours to give away.
+    """
+    target = Path(os.path.realpath(path))
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(target.stat().st_mode):
+            with open(target, "wb") as out:  # IsADirectoryError is the right answer for a directory
+                yield out
+            return
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.rename(temporary, target)
+    except BaseException as e:
+        with suppress(OSError):  # its folder may not be one
+            temporary.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.filename == str(temporary):
+            e.filename = os.fspath(path)
+        raise
+    sync_directory(target.parent)
 
 
 def write_all(fd: int, path: Path, view: memoryview) -> None:

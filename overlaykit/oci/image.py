@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     import io
     import os
 
+    from overlaykit.oci.origins import Origin
+    from overlaykit.tree.blame import Waste
     from overlaykit.tree.losses import Losses
+    from overlaykit.tree.tarball import Limits
 
     StrPath = str | os.PathLike[str]
 
@@ -170,11 +173,31 @@ class Image(ABC):
 
         save(self, path, format=format, names=names)
 
-    def unpack(self, directory: StrPath, *, max_size: int | None = None, losses: Losses | None = None) -> None:
+    def unpack(
+        self,
+        directory: StrPath,
+        *,
+        max_size: int | None = None,
+        limits: Limits | None = None,
+        losses: Losses | None = None,
+    ) -> None:
         """Make `directory` what a container of the image would see. See `disk.unpack`."""
         from overlaykit.oci.disk import unpack
+        from overlaykit.tree.tarball import USUAL
 
-        unpack(self, directory, max_size=max_size, losses=losses)
+        unpack(self, directory, max_size=max_size, limits=limits or USUAL, losses=losses)
+
+    def blame(self, path: str) -> list[Origin]:
+        """What each layer does to `path`, bottom first, and the history entry behind it. NotFound. See `origins.blame`."""
+        from overlaykit.oci.origins import blame
+
+        return blame(self, path)
+
+    def waste(self) -> list[Waste]:
+        """The files of all layers whose content nobody sees. See `origins.waste`."""
+        from overlaykit.oci.origins import waste
+
+        return list(waste(self))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id.short}>"

@@ -11,6 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -64,6 +65,15 @@ def retyped(descriptor: Descriptor, *, docker: bool) -> Descriptor:
     return replace(descriptor, media_type=layer_type(compression, docker=docker))
 
 
+class NamedStream(LayerStream):
+    """A LayerStream by which all that is said of its layer within a `with` block says also which layer that is."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, InvalidLayer) and not str(error).startswith(self._what):
+            error.args = (f"{self._what}: {error}",)
+        super().__exit__(kind, error, trace)
+
+
 class Layer(ABC):
     """One layer. Subclasses say what it is and open its blob; the rest follows."""
 
@@ -102,12 +112,12 @@ class Layer(ABC):
         """The blob's bytes. The read that completes them raises DigestMismatch or SizeMismatch if they are not it."""
         return VerifyingReader(self.open_blob(), self.digest, self.size, what="layer")
 
-    def uncompressed(self, *, max_size: int | None = None) -> LayerStream:
+    def uncompressed(self, *, max_size: int | None = None) -> NamedStream:
         """The layer's tar, read ahead in a thread. Read to its end (`drain`), both digests and the size are verified.
 
         max_size: InvalidLayer beyond that many bytes.
         """
-        return LayerStream(
+        return NamedStream(
             self.open_blob(),
             expected=self.digest,
             expected_size=self.size,

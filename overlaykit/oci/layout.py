@@ -35,7 +35,7 @@ from overlaykit.errors import (
     NotFound,
     SizeMismatch,
 )
-from overlaykit.oci.digest import Digest, DigestingReader, VerifyingReader, blob_path, hasher, shown
+from overlaykit.oci.digest import Digest, VerifyingReader, blob_path, hasher, shown
 from overlaykit.oci.documents import (
     IMAGE_NAME,
     MAX_DOCUMENT,
@@ -58,6 +58,7 @@ StrPath = str | os.PathLike[str]
 LAYOUT_VERSION = "1.0.0"
 # image-spec image-layout.md, "index.json file": what a ref.name may hold
 _REF_NAME = re.compile(r"[A-Za-z0-9]+(?:[-._:@+]|--|/|[A-Za-z0-9])*\Z")
+PIECE = 64 << 10  # bytes of a document a read
 MAX_INDEX = 64 << 20  # bytes of index.json: a store's has an entry for every image
 
 
@@ -96,7 +97,7 @@ class Layout:
 
         try:
             version = msgspec.json.decode(raw, type=dict[str, Any]).get("imageLayoutVersion")
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise InvalidImage(f"{self.root / 'oci-layout'}: {e}") from e
         if version != LAYOUT_VERSION:
             raise InvalidImage(f"{self.root}: image layout version {shown(version)}, not {LAYOUT_VERSION}")
@@ -123,14 +124,9 @@ class Layout:
         """The blob's bytes as they are, not verified. NotFound."""
         path = self.path(digest)
         try:
-            # A foreign layout may have anything under that name: opening a fifo must not wait for its writer.
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return _open_file(path)
         except FileNotFoundError:
             raise NotFound(f"{self.root} has no blob {digest}") from None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise InvalidImage(f"{path} is no regular file")
-        return io.FileIO(fd, "rb")
 
     def open(self, blob: Descriptor | str) -> VerifyingReader:
         """The blob's bytes; the read that completes them raises DigestMismatch or SizeMismatch if they are not it."""
@@ -140,9 +136,7 @@ class Layout:
     def read(self, blob: Descriptor | str, *, limit: int = MAX_DOCUMENT) -> bytes:
         """All of a small blob, verified. InvalidImage beyond `limit` bytes."""
         with self.open(blob) as reader:
-            data = reader.read(limit + 1)
-            while more := reader.read(limit + 1 - len(data)):
-                data += more
+            data = _read_all(reader, limit)
         if len(data) > limit:
             raise InvalidImage(f"{self.root}: blob {reader.expected}: more than {limit:,} bytes, too many for a document")
         return data
@@ -396,10 +390,29 @@ class BlobWriter:
         self.abort()
 
 
+def _open_file(path: Path) -> io.FileIO:
+    """A regular file, to read. InvalidImage if it is none."""
+    # A foreign layout may have anything under a name: opening a fifo must not wait for its writer.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidImage(f"{path} is no regular file")
+    return io.FileIO(fd, "rb")
+
+
 def _read_limited(path: Path, limit: int) -> bytes:
     """All of a small file. InvalidImage beyond `limit` bytes."""
-    with DigestingReader(open(path, "rb", buffering=0)) as file:
-        data = b"".join(iter(lambda: file.read(limit + 1 - file.size), b""))
+    with _open_file(path) as file:
+        data = _read_all(file, limit)
     if len(data) > limit:
         raise InvalidImage(f"{path}: more than {limit:,} bytes")
+    return data
+
+
+def _read_all(file: io.RawIOBase, limit: int) -> bytes:
+    """All of a small file; of one that is larger than `limit` one byte more."""
+    data = b""
+    # Most have a few hundred bytes, and memory is taken for as much as is asked for.
+    while more := file.read(min(PIECE, limit + 1 - len(data))):
+        data += more
     return data

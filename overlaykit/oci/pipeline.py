@@ -113,7 +113,7 @@ class LayerStream(io.RawIOBase):
         else:
             self._source = DigestingReader(blob)
         self._queue: _Queue[bytes] = _Queue()
-        state = _State(self._source, self._queue, what)
+        state = _State(self._source, self._queue, what, checked=diff_id is not None)
         self._state = state
         # Daemonic, since the thread may be waiting for a pipe when the interpreter ends; it holds no reference to
         # this object, so that a forgotten stream is collected and closed.
@@ -252,8 +252,8 @@ class LayerStream(io.RawIOBase):
 class _State:
     """What the reading thread has."""
 
-    def __init__(self, source: DigestingReader, queue: _Queue[bytes], what: str) -> None:
-        self.source, self.queue, self.what = source, queue, what
+    def __init__(self, source: DigestingReader, queue: _Queue[bytes], what: str, *, checked: bool) -> None:
+        self.source, self.queue, self.what, self.checked = source, queue, what, checked
         self.compression = ""
 
     def found(self, compression: str) -> None:
@@ -263,7 +263,7 @@ class _State:
 def _read_ahead(state: _State) -> None:
     error: BaseException | None = None
     try:
-        pieces = decompressed(state.source, what=state.what, found=state.found)
+        pieces = decompressed(state.source, what=state.what, found=state.found, checked=state.checked)
         for piece in pieces:
             if not state.queue.put(piece):
                 return

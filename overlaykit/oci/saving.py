@@ -10,10 +10,9 @@ import io
 import os
 import secrets
 import shutil
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -23,12 +22,13 @@ from msgspec.structs import replace
 from overlaykit.errors import Unsupported
 from overlaykit.oci.digest import Digest, Reader, VerifyingReader, Writable, blob_path, copy_stream
 from overlaykit.oci.documents import IMAGE_NAME, OCI_INDEX, REF_NAME, Descriptor, Index, canonical
-from overlaykit.oci.durable import sync_directory
+from overlaykit.oci.durable import sync_directory, whole_file
 from overlaykit.oci.image import Image
 from overlaykit.oci.layer import PlainLayer, compression_named
 from overlaykit.oci.layout import LAYOUT_VERSION, Layout, StrPath, name_of
 from overlaykit.oci.mutate import with_layers
 from overlaykit.oci.reference import Reference
+from overlaykit.tree.tarwrite import Whole
 
 BLOCK, RECORD = 512, 20 * 512  # bytes: what members begin at, and what a tar's size is a multiple of
 FORMATS: Final = ("docker-archive", "oci-archive", "oci-dir")
@@ -58,7 +58,8 @@ def save_images(
             raise Unsupported("an OCI directory into an open file", hint="give a path, or format oci-archive")
         _save_directory(parsed, Path(path))
     elif isinstance(path, str | os.PathLike):
-        _save_file(Path(path), partial(_write_archive, parsed, docker=format == "docker-archive"))
+        with whole_file(path) as out:
+            _write_archive(parsed, out, docker=format == "docker-archive")
     else:
         _write_archive(parsed, path, docker=format == "docker-archive")
 
@@ -141,7 +142,7 @@ class _TarWriter:
     """Writes a tar of files that are nobody's and of no time, which is why it is always the same."""
 
     def __init__(self, out: Writable) -> None:
-        self._out = out
+        self._out = Whole(out)
         self._at = 0
 
     def add_directory(self, name: str) -> None:
@@ -179,27 +180,6 @@ class _TarWriter:
     def _write(self, data: bytes) -> None:
         self._out.write(data)
         self._at += len(data)
-
-
-def _save_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Have `write` fill a new file that becomes `path` when it is whole. A device or pipe is written to as it is."""
-    target = Path(os.path.realpath(path))
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(target.stat().st_mode):
-            with open(target, "wb") as out:  # IsADirectoryError is the right answer for a directory
-                write(out)
-            return
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as out:
-            write(out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.rename(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(target.parent)
 
 
 # --- directories ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import IO, Protocol, cast
 
 from overlaykit.errors import InvalidLayer, Unsupported
 from overlaykit.oci.digest import Readable
@@ -28,6 +28,7 @@ MAGIC = {
     "bzip2": re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"),  # a block; an empty stream's end
     "xz": re.compile(rb"\xfd7zXZ\0"),
 }
+FIELDS = 0x1E  # flags of a gzip header: FHCRC, FEXTRA, FNAME, FCOMMENT (RFC 1952, 2.3.1)
 SNIFF = 512  # bytes that `compression_of` looks at
 
 
@@ -54,11 +55,14 @@ def is_tar_header(block: bytes) -> bool:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def decompressed(source: Readable, *, what: str = "layer", found: Callable[[str], None] | None = None) -> Iterator[bytes]:
+def decompressed(
+    source: Readable, *, what: str = "layer", found: Callable[[str], None] | None = None, checked: bool = False
+) -> Iterator[bytes]:
     """The plain bytes of `source`, in pieces of at most OUTPUT bytes, whatever it is compressed with.
 
-    found: told once what the compression is. Raises InvalidLayer, naming `what`, for a stream that is damaged, cut
-    off or has anything but NULs behind its end; Unsupported for a zstd window beyond MAX_WINDOW.
+    found: told once what the compression is. checked: the caller knows the digest of the plain bytes and compares it, so
+    that zstd's own checksum of them would be work done twice. Raises InvalidLayer, naming `what`, for a stream that is
+    damaged, cut off or has anything but NULs behind its end; Unsupported for a zstd window beyond MAX_WINDOW.
     """
     start = b""
     while len(start) < SNIFF and (more := source.read(SNIFF - len(start))):
@@ -69,7 +73,7 @@ def decompressed(source: Readable, *, what: str = "layer", found: Callable[[str]
     if compression == "none":
         return _plain(source, start)
     if compression == "zstd":
-        return _unzstd(source, start, what)
+        return _unzstd(source, start, what, checked)
     return _members(source, start, compression, what)
 
 
@@ -115,6 +119,10 @@ def _members(source: Readable, data: bytes, compression: str, what: str) -> Iter
     new, errors = _codec(compression)
     magic = MAGIC[compression]
     while True:
+        if compression == "gzip" and (int.from_bytes(data[3:4]) & FIELDS).bit_count() > 1:
+            # isal loses its place in a header with several fields that comes in pieces
+            while len(data) < INPUT and (more := source.read(INPUT)):
+                data += more
         member = new()
         while not member.eof:
             if member.needs_input and not data:
@@ -146,12 +154,11 @@ def _only_padding(source: Readable, data: bytes, compression: str, what: str) ->
         data = source.read(INPUT)
 
 
-def _unzstd(source: Readable, data: bytes, what: str) -> Iterator[bytes]:
+def _unzstd(source: Readable, data: bytes, what: str, checked: bool) -> Iterator[bytes]:
     """The plain bytes of zstd frames back to back, of which `data` is the beginning.
 
-    zstandard's stream reader takes a stream that is cut off for one that ends, and its decompressobj returns all that
-    its input makes, which may be 30,000 times as much. So frames are walked here, block header by block header (RFC
-    8878, 3.1), and the decompressor gets a few whole blocks at a time: each can become BLOCK bytes at most.
+    zstandard's stream reader gives as many bytes as one asks for, but takes a stream that is cut off for one that ends. So
+    frames are walked here, block header by block header (RFC 8878, 3.1), and it is told where one does not go on.
     """
     import zstandard
 
@@ -165,11 +172,10 @@ def _unzstd(source: Readable, data: bytes, what: str) -> Iterator[bytes]:
             walk.take(4)
             walk.skip(int.from_bytes(walk.take(4), "little"))
             continue
-        frame = decompressor.decompressobj(write_size=OUTPUT)
+        frame = decompressor.stream_reader(cast("IO[bytes]", _ZstdFrame(walk, what, checked)))
         try:
-            for piece in _zstd_pieces(walk, what):
-                if out := frame.decompress(piece):
-                    yield out
+            while out := frame.read(OUTPUT):
+                yield out
         except zstandard.ZstdError as e:
             if "too much memory" in str(e):
                 raise Unsupported(
@@ -177,33 +183,44 @@ def _unzstd(source: Readable, data: bytes, what: str) -> Iterator[bytes]:
                     hint="compress it again without --long",
                 ) from e
             raise InvalidLayer(f"{what}: damaged zstd data: {e}") from e
-        if not frame.eof:
-            raise InvalidLayer(f"{what}: damaged zstd data: a frame that does not end where its last block does")
 
 
-def _zstd_pieces(walk: _Feed, what: str) -> Iterator[bytes]:
-    """One zstd frame in pieces that become OUTPUT bytes at most each."""
-    descriptor = walk.peek(5)[4]  # RFC 8878, 3.1.1.1.1: sizes of the fields of the frame header
+class _ZstdFrame:
+    """One zstd frame as a file: `read` gives the next of it, however much is asked for."""
+
+    def __init__(self, walk: _Feed, what: str, checked: bool) -> None:
+        self._pieces = _zstd_pieces(walk, what, checked)
+
+    def read(self, size: int) -> bytes:
+        return next(self._pieces, b"")
+
+
+def _zstd_pieces(walk: _Feed, what: str, checked: bool) -> Iterator[bytes]:
+    """A frame in pieces as they come from the source; checked: one without a checksum (RFC 8878, 3.1.1.1.1)."""
+    start = walk.take(5)
+    descriptor = start[4]
     single_segment, checksum = bool(descriptor & 0x20), bool(descriptor & 0x04)
     content_size = (1 if single_segment else 0, 2, 4, 8)[descriptor >> 6]
-    held = [walk.take(5 + (not single_segment) + (0, 1, 2, 4)[descriptor & 3] + content_size)]
-    blocks = held_bytes = last = 0
+    due = (not single_segment) + (0, 1, 2, 4)[descriptor & 3] + content_size  # bytes before the next block's header
+    yield start[:4] + bytes((descriptor & ~0x04,)) if checked else start
+    last = 0
     while not last:
-        header = walk.take(3)
-        word = int.from_bytes(header, "little")
+        if due and walk.more(1) and due + 3 > walk.at_hand:
+            yield (piece := walk.some(due))
+            due -= len(piece)
+            continue
+        word = int.from_bytes(walk.peek(3, due), "little")
         last, kind, size = word & 1, word >> 1 & 3, word >> 3
         if kind == 3 or size > BLOCK:
             raise InvalidLayer(f"{what}: damaged zstd data: a block header that cannot be")
-        body = walk.take(1 if kind == 1 else size)
-        held += (header, body)
-        blocks += 1
-        held_bytes += len(body)
-        if not last and (blocks >= OUTPUT // BLOCK or held_bytes >= INPUT):
-            yield b"".join(held)
-            held, blocks, held_bytes = [], 0, 0
-    if checksum:
-        held.append(walk.take(4))
-    yield b"".join(held)
+        due += 3 + (1 if kind == 1 else size)
+    if checksum and not checked:
+        due += 4
+    while due:
+        yield (piece := walk.some(due))
+        due -= len(piece)
+    if checksum and checked:
+        walk.take(4)
 
 
 class _Feed:
@@ -221,10 +238,26 @@ class _Feed:
             self._data, self._at = self._data[self._at :] + read, 0
         return self._at < len(self._data)
 
-    def peek(self, n: int) -> bytes:
-        if not self.more(n) or len(self._data) - self._at < n:
-            raise InvalidLayer(f"{self._what}: the zstd stream is cut off: it ends within a frame")
-        return self._data[self._at : self._at + n]
+    @property
+    def at_hand(self) -> int:
+        """Bytes that were read and not yet taken."""
+        return len(self._data) - self._at
+
+    def peek(self, n: int, skip: int = 0) -> bytes:
+        if not self.more(skip + n) or self.at_hand < skip + n:
+            raise self._cut_off()
+        return self._data[self._at + skip : self._at + skip + n]
+
+    def some(self, n: int) -> bytes:
+        """What comes next, at most `n` bytes and at least one: uncopied if that is all that was read."""
+        if not self.more(1):
+            raise self._cut_off()
+        out = self._data[self._at : self._at + n]
+        self._at += len(out)
+        return out
+
+    def _cut_off(self) -> InvalidLayer:
+        return InvalidLayer(f"{self._what}: the zstd stream is cut off: it ends within a frame")
 
     def take(self, n: int) -> bytes:
         out = self.peek(n) if n else b""

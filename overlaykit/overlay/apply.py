@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -18,26 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from overlaykit._ext import extract, whiteout
+from overlaykit._ext import extract
 from overlaykit.errors import InvalidLayer
-from overlaykit.overlay.below import enter, open_directory, remove_tree, symlink_target, umask_at
-from overlaykit.overlay.tails import SparseTail, Tail
+from overlaykit.overlay.below import open_directory
+from overlaykit.overlay.incoming import Incoming
+from overlaykit.tree.diff import hidden
 from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.merge import merge
-from overlaykit.tree.regular import LONGEST_PATH, MAX_LINKS, find_target, regular
+from overlaykit.tree.regular import find_target, regular
 from overlaykit.tree.table import Entry, Flag, Kind, Mask, Rows, Strings, StrPath, Tree, first_names
-from overlaykit.tree.tarball import (
-    LINK,
-    ROW,
-    Readable,
-    TableBuilder,
-    TarReader,
-    Window,
-    sparse_map,
-    sparse_rows,
-    sparse_size,
-)
-from overlaykit.tree.whiteout import OPAQUE, OPAQUE_NAME, PREFIX, WhiteoutFormat, inner_to_own
+from overlaykit.tree.tarball import ROW, USUAL, Limits, Readable, TarReader, Window
+from overlaykit.tree.whiteout import OPAQUE, WhiteoutFormat, inner_to_own, oci_names
 
 Lowers = Sequence[tuple[StrPath, Tree]]
 LIVES_ELSEWHERE = (errno.ENOTSUP, errno.EPERM, errno.ENODATA)  # an xattr that this file system or user cannot set
@@ -49,6 +40,7 @@ def apply_layer(
     *,
     whiteouts: WhiteoutFormat = WhiteoutFormat.OVERLAY,
     lowers: Lowers | Callable[[], Lowers] = (),
+    limits: Limits = USUAL,
     losses: Losses | None = None,
 ) -> Tree:
     """The Tree of the layer whose uncompressed tar is `stream`, unpacked into the existing, empty `directory`.
@@ -66,35 +58,26 @@ def apply_layer(
     losses = [] if losses is None else losses
     root_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _Application(root_fd, whiteouts, lowers, losses).run(stream)
+        return _Application(root_fd, whiteouts, lowers, losses).run(TarReader(stream, limits))
     finally:
         os.close(root_fd)
 
 
-class _Application:
+class _Application(Incoming):
     """One apply at work. It ends with the tree; nothing of it is kept."""
 
     def __init__(
         self, root_fd: int, whiteouts: WhiteoutFormat, lowers: Lowers | Callable[[], Lowers], losses: Losses
     ) -> None:
-        self.root_fd = root_fd
+        super().__init__(root_fd, losses)
         self.whiteouts = whiteouts
         self._lowers = lowers
-        self.losses = losses
-        self.me, self.mine = os.geteuid(), os.getegid()
-        self.umask = umask_at(root_fd)
-        self.builder = TableBuilder()
-        self.tail: Tail | None = None  # the file whose content goes on in the next window
 
-    def run(self, stream: Readable) -> Tree:
+    def run(self, windows: Iterable[Window]) -> Tree:
         try:
-            for window in TarReader(stream):
-                self._add(window)
-            assert self.tail is None, "the reader ended inside a file"
-            return self._finish(self.builder.table())
+            return self._finish(self.make(windows))
         finally:
-            if self.tail is not None:
-                os.close(self.tail.fd)
+            self.close()
 
     def _finish(self, table: Tree) -> Tree:
         is_link = (table.flags & Flag.LOWER_LINK) != 0
@@ -114,166 +97,6 @@ class _Application:
         self._set_directories(tree)
         return tree
 
-    # --- while the stream goes by -------------------------------------------------------------------------------
-
-    def _add(self, window: Window) -> None:
-        if window.first and self.tail is not None:
-            self.tail = self.tail.feed(window.buffer[: window.first], self)
-        sparse = {row: sparse_size(window, row) for row in sparse_rows(window)}
-        rows = window.rows
-        marks = np.zeros(len(rows), np.uint8)
-        whiteout.classify(window.paths.arena, window.paths.start, marks)
-        skip = ((marks != 0) | (rows["kind"] == LINK)).astype(np.uint8)
-        skip[list(sparse)] = 1
-        self._refuse_devices(window, skip)
-        self.builder.add(window, sparse)
-        if self.me != 0:  # the tree keeps the owners; the disk cannot
-            rows["uid"], rows["gid"] = self.me, self.mine
-        # Sparse files in their turn, not after the others: of two entries for one path the later counts.
-        at = 0
-        for row in [row for row in sparse if marks[row] == 0]:
-            before = skip.copy()
-            before[row:] = 1
-            self._create(window, before, at)
-            self._create_sparse(window, row, sparse[row])
-            at = row + 1
-        self._create(window, skip, at)
-
-    def _refuse_devices(self, window: Window, skip: npt.NDArray[np.uint8]) -> None:
-        rows = window.rows
-        device = (rows["kind"] == Kind.CHAR) | (rows["kind"] == Kind.BLOCK)
-        refused = device if self.me != 0 else (rows["kind"] == Kind.CHAR) & (rows["rdev"] == 0)
-        for row in np.flatnonzero(refused & (skip == 0)).tolist():
-            skip[row] = 1
-            rdev = int(rows["rdev"][row])
-            why = "only root can make devices" if rdev else "on disk it would be a whiteout"
-            name = f"device {os.major(rdev)}:{os.minor(rdev)}"
-            self.losses.append(Loss(os.fsdecode(window.paths[row]), f"{name}: not made: {why}"))
-
-    def _create(self, window: Window, skip: npt.NDArray[np.uint8], at: int = 0) -> None:
-        """Make the entries from row `at` on, but those to skip."""
-        rows = window.rows
-        raw = rows.view(np.uint8).reshape(-1)
-        while True:
-            at, failed, fd = extract.create(
-                self.root_fd,
-                window.buffer,
-                raw,
-                window.paths.arena,
-                window.links.arena,
-                skip,
-                at,
-                self.me,
-                self.mine,
-                self.umask,
-            )
-            if fd >= 0:
-                self._follow(fd, window, len(rows) - 1)
-            if not failed:
-                return
-            if failed == errno.EEXIST:
-                if not self._make_room(window.paths[at], is_dir=rows["kind"][at] == Kind.DIR):
-                    at += 1  # a directory that is there already
-            elif failed == errno.ENOTDIR:
-                self._create_where_it_leads(window, at)
-                at += 1
-            else:
-                raise OSError(failed, os.strerror(failed), os.fsdecode(window.paths[at]))
-
-    def _follow(self, fd: int, window: Window, row: int) -> None:
-        """Keep `fd`, the last file of the window, for the content that is still to come."""
-        entry = window.rows[row]
-        self.tail = Tail(fd, int(entry["size"]) - int(entry["here"]), window.paths[row], entry)
-
-    def _make_room(self, path: bytes, *, is_dir: bool) -> bool:
-        """Take away what an earlier entry made at `path`. False if it is a directory and shall be one."""
-        parent, _, name = path.rpartition(b"/")
-        fd = open_directory(self.root_fd, parent)
-        try:
-            if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                os.unlink(name, dir_fd=fd)
-            elif is_dir:
-                return False
-            else:
-                remove_tree(fd, name)
-            return True
-        finally:
-            os.close(fd)
-
-    def _create_where_it_leads(self, window: Window, row: int) -> None:
-        """Make an entry whose parents are symlinks of this layer at the place to which they lead, inside the root."""
-        path, link = window.paths[row], window.links[row]
-        moved = self._where_it_leads(path)
-        one = window.rows[row : row + 1].copy()
-        one["path_end"], one["link_end"] = len(moved), len(link)
-        alone = Window(one, Strings.of([moved]), Strings.of([link]), window.buffer, 0)
-        self._create(alone, np.zeros(1, np.uint8))
-
-    def _where_it_leads(self, path: bytes) -> bytes:
-        """`path` with the symlinks followed that stand in its way on disk by now: the root is the top, '..' stops there.
-
-        Directories that are not there are as good as any. InvalidLayer for a path that leads through a file.
-        """
-        parent, _, name = path.rpartition(b"/")
-        done: list[bytes] = []
-        unmade = hops = 0  # unmade: how many of `done`, at its end, are not there
-        todo = parent.split(b"/")[::-1]
-        here = open_directory(self.root_fd, b"")
-        try:
-            while todo:
-                part = todo.pop()
-                if part in (b"", b".") or (part == b".." and not done):
-                    continue
-                if unmade:
-                    unmade += -1 if part == b".." else 1
-                elif (there := enter(here, part)) is not None:
-                    os.close(here)
-                    here = there
-                elif (target := symlink_target(here, part)) is None:
-                    unmade = 1
-                else:
-                    hops += 1
-                    if hops > MAX_LINKS or sum(map(len, done)) > LONGEST_PATH:
-                        raise InvalidLayer(f"{os.fsdecode(path)!r}: too many symlinks on the way")
-                    if target.startswith(b"/"):
-                        os.close(here)
-                        here = -1
-                        here = open_directory(self.root_fd, b"")
-                        done = []
-                    todo += target.split(b"/")[::-1]
-                    continue
-                if part == b"..":
-                    done.pop()
-                else:
-                    done.append(part)
-        except NotADirectoryError:
-            raise InvalidLayer(f"{os.fsdecode(path)!r} lies under an entry that is not a directory") from None
-        finally:
-            if here >= 0:
-                os.close(here)
-        return b"/".join([*done, name])
-
-    def _create_sparse(self, window: Window, row: int, size: int) -> None:
-        entry = window.rows[row]
-        path = self._where_it_leads(window.paths[row])
-        one = window.rows[row : row + 1].copy()
-        # An empty file first, by the same way as any other, and ours to open; then its pieces, each in its place.
-        one["size"], one["here"], one["path_end"], one["link_end"], one["mode"] = 0, 0, len(path), 0, 0o600
-        one["uid"], one["gid"] = self.me, self.mine
-        self._create(Window(one, Strings.of([path]), Strings.of([b""]), window.buffer, 0), np.zeros(1, np.uint8))
-        pieces = sparse_map(window, row)
-        parent, _, name = path.rpartition(b"/")
-        folder = open_directory(self.root_fd, parent)
-        try:
-            fd = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        finally:
-            os.close(folder)
-        self.tail = SparseTail(fd, int(entry["size"]), path, entry, pieces, size)
-        begin, here = int(entry["data"]), int(entry["here"])
-        self.tail = self.tail.feed(window.buffer[begin : begin + here], self)
-
-    # --- when all has been seen ---------------------------------------------------------------------------------
-
     @property
     def lowers(self) -> Lowers:
         # No cached_property: before Python 3.12 all objects share its lock, and this may wait for another layer's apply.
@@ -288,9 +111,9 @@ class _Application:
 
     def _unmade(self, tree: Tree) -> Mask:
         """Which rows are devices that `_refuse_devices` left out."""
-        unmade: Mask = (tree.kind == Kind.CHAR) & (tree.rdev == 0)
-        if self.me != 0:
-            unmade |= (tree.kind == Kind.CHAR) | (tree.kind == Kind.BLOCK)
+        unmade: Mask = (tree.kind == Kind.CHAR) | (tree.kind == Kind.BLOCK)
+        if unmade.any() and self.makes_devices:
+            unmade &= (tree.kind == Kind.CHAR) & (tree.rdev == 0)
         return unmade
 
     def _make_links(self, tree: Tree, rows: Rows) -> Tree:
@@ -298,7 +121,7 @@ class _Application:
         unmade = self._unmade(tree)
         for row in np.flatnonzero(unmade).tolist():
             with suppress(FileNotFoundError):  # what an earlier entry of the path has made
-                self._make_room(tree.paths[row], is_dir=False)
+                self.make_room(tree.paths[row], is_dir=False)
         for row in rows[unmade[rows]].tolist():
             self.losses.append(Loss(tree.path(row), "a hard link to a device that was not made"))
         is_first = (tree.hardlink >= 0) & ~unmade
@@ -360,11 +183,11 @@ class _Application:
         one["path_end"], one["link_end"] = len(path), len(link)
         alone = Window(one, Strings.of([path]), Strings.of([link]), memoryview(b"\0"), 0)
         if entry.size == 0:
-            self._create(alone, np.zeros(1, np.uint8))
+            self.create(alone, np.zeros(1, np.uint8))
         else:
             with open(self._open_lower(found), "rb") as content:
                 one["size"] = entry.size  # none of it is in the window, so the file stays open
-                self._create(alone, np.zeros(1, np.uint8))
+                self.create(alone, np.zeros(1, np.uint8))
                 while self.tail is not None:
                     data = content.read(min(1 << 20, self.tail.left))
                     if not data:
@@ -404,16 +227,12 @@ class _Application:
 
     def _make_oci_marks(self, tree: Tree) -> None:
         """Whiteouts and opaque marks as the files that a tar has."""
-        opaque = np.flatnonzero((tree.flags & Flag.OPAQUE) != 0).tolist()
-        paths = [os.fsencode(os.path.join(tree.path(row), OPAQUE_NAME)) for row in opaque]
-        for row in _whiteouts(tree).tolist():
-            head, slash, name = tree.paths[row].rpartition(b"/")
-            paths.append(head + slash + os.fsencode(PREFIX) + name)
+        paths = oci_names(tree, _whiteouts(tree), np.flatnonzero((tree.flags & Flag.OPAQUE) != 0))
         rows = np.zeros(len(paths), ROW)
         names = Strings.of(paths)
         rows["path_end"], rows["mode"], rows["uid"], rows["gid"] = names.start[1:], 0o600, self.me, self.mine
         window = Window(rows, names, Strings.of([b""] * len(paths)), memoryview(b"\0"), 0)
-        self._create(window, np.zeros(len(paths), np.uint8))
+        self.create(window, np.zeros(len(paths), np.uint8))
 
     def _make_implied(self, tree: Tree) -> None:
         """Directories of which the tar has no more than marks in them: nothing has made these yet."""
@@ -454,11 +273,11 @@ class _Application:
                 return
             path = tree.paths[int(rows[done])]
             # What an earlier entry of the path made is still there: links were left out while the others went by.
-            if failed != errno.EEXIST or not self._make_room(path, is_dir=False):
+            if failed != errno.EEXIST or not self.make_room(path, is_dir=False):
                 raise OSError(failed, os.strerror(failed), os.fsdecode(path))
 
     def _set_xattrs(self, tree: Tree) -> None:
-        marks = self.whiteouts in (WhiteoutFormat.OVERLAY, WhiteoutFormat.USERXATTR)
+        marks = self.whiteouts not in (WhiteoutFormat.NONE, WhiteoutFormat.OCI)
         prefix = self.whiteouts.xattr_prefix if marks else ""
         marked = (tree.xattrs >= 0) | (((tree.flags & Flag.OPAQUE) != 0) & marks)
         folder, home = -1, b""
@@ -504,9 +323,12 @@ class _Application:
                 self.losses.append(Loss(os.fsdecode(path), f"xattr {key}: {e.strerror}"))
 
     def _set_directories(self, tree: Tree) -> None:
-        """Owner, mode and times of directories, the deepest first; those nobody wrote have what the layers below say."""
+        """Owner, mode and times of directories, the deepest first.
+
+        Those that nobody wrote have what the layers below say, where no opaque directory is in between.
+        """
         columns = {name: np.ascontiguousarray(getattr(tree, name)) for name in ("mode", "uid", "gid", "mtime_ns")}
-        implied = np.flatnonzero((tree.flags & Flag.IMPLIED) != 0)
+        implied = np.flatnonzero(((tree.flags & Flag.IMPLIED) != 0) & ~hidden(tree))
         if len(implied) and self.lowers:
             merged = self.merged
             for name in columns:

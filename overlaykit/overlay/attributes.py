@@ -7,12 +7,15 @@ import os
 import stat
 import threading
 
-from overlaykit.overlay.copyup import Upper
+from overlaykit.overlay.copyup import DEFAULT_ACL, Upper
 from overlaykit.overlay.markers import place
-from overlaykit.overlay.nodes import UPPER, Handle
+from overlaykit.overlay.nodes import INDEX, UPPER, Handle
 from overlaykit.overlay.resolve import AnyPath, Place, names_path
 from overlaykit.overlay.stack import fail
 from overlaykit.overlay.view import View
+
+ACLS = (DEFAULT_ACL, "system.posix_acl_access")
+ACL_VERSION = b"\2\0\0\0"  # what every list begins with (linux/posix_acl_xattr.h)
 
 
 class Attributes(View):
@@ -33,15 +36,17 @@ class Attributes(View):
                 self._upper.copy_up_dir(self._stack.child(node, name))
             else:
                 self._upper.copy_up(node, name, found, data=data, attributes=attributes)
+                if found.layer == INDEX and not attributes:
+                    self._upper.complete(node, name, found, data=data)
         assert node.upper is not None
         return node.upper, name
 
     def _allows(self, at: Place, mode: int) -> None:
         """EACCES unless the caller may `mode` what a lower layer has: a copy-up must not find that out halfway."""
-        if self._privileged or at.found is None or at.found.layer == UPPER:
+        if self._privileged or at.found is None or at.found.layer < 0:
             return
-        handle = self._handle(at)
-        if not os.access(at.name, mode, dir_fd=handle.fd, effective_ids=True, follow_symlinks=False):
+        handle, name = self._real(at)
+        if not os.access(name, mode, dir_fd=handle.fd, effective_ids=True, follow_symlinks=False):
             raise fail(errno.EACCES)
 
     def _is_owner(self, at: Place) -> None:
@@ -129,24 +134,51 @@ class Attributes(View):
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle.fd)
             try:
                 os.truncate(f"/proc/self/fd/{fd}", length)  # not ftruncate, which sets the time even if nothing changes
-                if length == 0 and at.found.st.st_size and at.found.layer != UPPER:
+                if length == 0 and at.found.st.st_size and at.found.layer >= 0:
                     os.utime(f"/proc/self/fd/{fd}")  # no data came up, so the file system saw nothing go
             finally:
                 os.close(fd)
 
     @names_path
     def setxattr(
-        self, path: AnyPath, attribute: str | bytes, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
+        self,
+        path: AnyPath,
+        attribute: str | bytes,
+        value: bytes | bytearray | memoryview,
+        flags: int = 0,
+        *,
+        follow_symlinks: bool = True,
     ) -> None:
         """os.setxattr. A name of the overlay's own is escaped, so that overlays nest."""
+        value = bytes(memoryview(value))  # TypeError for what has no bytes, before anything is copied up
         with self._lock:
             at = self._reach(path, follow=follow_symlinks)
             attribute = self._markers.escape(os.fsdecode(attribute))
+            self._may_have(at, attribute, value)
             if attribute.startswith("user."):
                 self._allows(at, os.W_OK)
-            handle, name = self._lift(at, attributes=True)
+            handle, name = self._lift_for_xattrs(at)
             os.setxattr(place(handle.fd, name), attribute, value, flags, follow_symlinks=False)
             self._rights_changed()
+
+    def _lift_for_xattrs(self, at: Place) -> tuple[Handle, str]:
+        """As _lift. A file that came up under another name does not get this one: the kernel changes the inode as it is."""
+        assert at.found is not None
+        return self._real(at) if at.found.layer == INDEX else self._lift(at, attributes=True)
+
+    @staticmethod
+    def _may_have(at: Place, attribute: str, value: bytes | None) -> None:
+        """Refuse, before anything is copied up, what no file of that kind can have (value: None to take it away)."""
+        assert at.found is not None
+        mode = at.found.st.st_mode
+        if attribute.startswith("user.") and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise fail(errno.EPERM)
+        if attribute in ACLS and stat.S_ISLNK(mode):
+            raise fail(errno.EOPNOTSUPP)
+        # An empty one is nothing to refuse; one that is none is for the file system to say.
+        is_list = value is not None and value.startswith(ACL_VERSION) and len(value) > len(ACL_VERSION)
+        if attribute == DEFAULT_ACL and is_list and not stat.S_ISDIR(mode):
+            raise fail(errno.EACCES)
 
     @names_path
     def removexattr(self, path: AnyPath, attribute: str | bytes, *, follow_symlinks: bool = True) -> None:
@@ -156,11 +188,10 @@ class Attributes(View):
             assert at.found is not None
             attribute = self._markers.escape(os.fsdecode(attribute))
             if at.found.layer != UPPER:
-                if attribute.startswith("user.") and not (stat.S_ISREG(at.found.st.st_mode) or at.is_dir):
-                    raise fail(errno.EPERM)  # what has no user xattrs says so before it says that there is none
-                handle = self._handle(at)
-                os.getxattr(place(handle.fd, at.name), attribute, follow_symlinks=False)
-            handle, name = self._lift(at, attributes=True)
+                self._may_have(at, attribute, None)
+                handle, name = self._real(at)
+                os.getxattr(place(handle.fd, name), attribute, follow_symlinks=False)
+            handle, name = self._lift_for_xattrs(at)
             os.removexattr(place(handle.fd, name), attribute, follow_symlinks=False)
             self._rights_changed()
 

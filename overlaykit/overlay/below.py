@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import uuid
+from collections.abc import Iterator
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -42,10 +44,48 @@ def symlink_target(folder: int, name: bytes) -> bytes | None:
         return None
 
 
+@contextlib.contextmanager
+def changeable(fd: int) -> Iterator[None]:
+    """Its owner may change directory `fd` meanwhile, and move it, whatever its mode says. Root always may."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if os.geteuid() == 0 or mode & 0o700 == 0o700:
+        yield
+        return
+    os.chmod(_place(fd), mode | 0o700)
+    try:
+        yield
+    finally:
+        os.chmod(_place(fd), mode)
+
+
+def open_to_change(parent_fd: int, name: bytes | str) -> int:
+    """A descriptor of directory `name`, which its owner may change from now on, whatever its mode said."""
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if os.geteuid() != 0 and mode & 0o700 != 0o700:
+            os.chmod(_place(fd), mode | 0o700)
+        return os.open(".", DIRECTORY, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _place(fd: int) -> bytes:
+    return b"/proc/self/fd/%d" % fd  # fchmod does not take what was opened with O_PATH
+
+
+def remove(parent_fd: int, name: bytes | str) -> None:
+    """Remove `name`, with all below if it is a directory."""
+    try:
+        os.unlink(name, dir_fd=parent_fd)
+    except IsADirectoryError:
+        remove_tree(parent_fd, os.fsencode(name))
+
+
 def remove_tree(parent_fd: int, name: bytes) -> None:
     """Remove directory `name` and all below. What lies deep is brought up first: a tree may be deeper than a process has
     descriptors, or Python recursion."""
-    top = os.open(name, DIRECTORY, dir_fd=parent_fd)
+    top = open_to_change(parent_fd, name)
     try:
         while below := os.listdir(top):
             for child in below:
@@ -60,12 +100,13 @@ def remove_tree(parent_fd: int, name: bytes) -> None:
 
 def _empty(top: int, name: str) -> None:
     """Remove directory `name` in `top`, the directories in it put beside it."""
-    fd = os.open(name, DIRECTORY, dir_fd=top)
+    fd = open_to_change(top, name)
     try:
         for child in os.listdir(fd):
             try:
                 os.unlink(child, dir_fd=fd)
             except IsADirectoryError:
+                os.close(open_to_change(fd, child))  # who moves a directory writes its ".."
                 os.rename(child, uuid.uuid4().hex, src_dir_fd=fd, dst_dir_fd=top)
     finally:
         os.close(fd)

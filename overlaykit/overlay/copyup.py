@@ -6,17 +6,18 @@ opened again. A directory that gains a name by copy-up keeps its times, as with 
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import os
-import shutil
 import stat
 from collections.abc import Callable
 from typing import TypeVar
 
 from overlaykit._ext import copyup
+from overlaykit.overlay.below import remove
 from overlaykit.overlay.markers import WHITEOUT_DEV, WHITEOUT_MODE, place
-from overlaykit.overlay.nodes import UPPER, Found, Handle, Node
+from overlaykit.overlay.nodes import INDEX, UPPER, Found, Handle, Node
+from overlaykit.overlay.origin import Origins
 from overlaykit.overlay.stack import Stack, fail
 from overlaykit.tree.whiteout import METACOPY
 
@@ -24,8 +25,6 @@ R = TypeVar("R")
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4  # renameat2(2)
 DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-ORIGIN, IMPURE = "origin", "impure"
-FS_IOC_GETFSUUID = 0x80111500  # linux/fs.h
 DEFAULT_ACL = "system.posix_acl_default"
 
 
@@ -35,14 +34,14 @@ class Upper:
     The caller holds the overlay's lock.
     """
 
-    def __init__(self, stack: Stack, work: Handle, *, metacopy: bool, sync: bool) -> None:
+    def __init__(self, stack: Stack, work: Handle, origins: Origins, *, metacopy: bool, sync: bool) -> None:
         self.stack = stack
         self.markers = stack.markers
+        self.origins = origins
         self.work = work
         self.metacopy = metacopy
         self.sync = copyup.SYNC if sync else 0
         self._count = 0
-        self._uuids: dict[int, bytes] = {}
 
     def temp(self) -> str:
         """A name that is free in work."""
@@ -51,61 +50,27 @@ class Upper:
 
     def sweep(self, name: str) -> None:
         """Remove what is left in work under `name`. Failure is no error: the next opening tries again."""
-        try:
-            os.unlink(name, dir_fd=self.work.fd)
-        except IsADirectoryError:
-            shutil.rmtree(name, ignore_errors=True, dir_fd=self.work.fd)
-        except OSError:
-            pass
-
-    # --- where a copy comes from ----------------------------------------------------------------------------------
-    #
-    # A mount gives a copy the inode number of the lower file that its xattr `origin` names, in a listing only where the
-    # directory is marked `impure`. Written for mounts to come: in process the number is that of the file in upper.
-
-    def uuid(self, layer: int) -> bytes:
-        """What the kernel knows the file system of `layer` by; b"" if it is not upper's, or the kernel does not tell."""
-        known = self._uuids.get(layer)
-        if known is None:
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.stack.layers[layer].root.fd)
-            try:
-                answer = bytearray(17)  # its length, and the uuid
-                if os.fstat(fd).st_dev == os.fstat(self.work.fd).st_dev:
-                    fcntl.ioctl(fd, FS_IOC_GETFSUUID, answer)
-            except OSError as e:
-                if e.errno not in (errno.ENOTTY, errno.EINVAL):  # before Linux 6.9
-                    raise
-                answer[0] = 0
-            finally:
-                os.close(fd)
-            known = self._uuids[layer] = bytes(answer[1:]) if answer[0] == 16 else b""
-        return known
-
-    def mark_impure(self, node: Node) -> None:
-        """Say of directory `node` of upper that names in it come from lowers."""
-        if node.impure:
-            return
-        try:
-            self.markers.set(node.upper_fd, ".", IMPURE, b"y")
-        except OSError as e:
-            if e.errno not in (errno.EPERM, errno.EOPNOTSUPP):  # as the kernel: it is about numbers only
-                raise
-        node.impure = True
-
-    def moves(self, old: Node, name: str, new: Node) -> None:
-        """`name` of upper is about to move from directory `old` to `new`."""
-        if old is not new and self.markers.get(old.upper_fd, name, ORIGIN) is not None:
-            self.mark_impure(new)
+        with contextlib.suppress(OSError):
+            remove(self.work.fd, name)
 
     # --- copy-up --------------------------------------------------------------------------------------------------
 
     def copy_up_dir(self, node: Node) -> None:
         """Give directory `node` a place in upper; its parents first."""
-        if node.upper_fd >= 0:
-            return
-        if node.dead or node.parent is None:
+        if node.dead:
             raise fail(errno.ENOENT)
-        self.copy_up_dir(node.parent)
+        missing: list[Node] = []
+        at: Node | None = node
+        while at is not None and at.upper_fd < 0:
+            missing.append(at)
+            at = at.parent
+        for each in reversed(missing):
+            self._copy_up_dir(each)
+
+    def _copy_up_dir(self, node: Node) -> None:
+        """The same of a directory whose parent is there."""
+        if node.parent is None:
+            raise fail(errno.ENOENT)
         to = node.parent.upper_fd
         try:  # another thread's node may have been here
             fd = os.open(node.name, DIRECTORY, dir_fd=to)
@@ -114,9 +79,9 @@ class Upper:
             source = self.stack.lower(node, layer)
             name = os.fsencode(node.name)
             temp = os.fsencode(self.temp())
-            if uuid := self.uuid(layer):
-                self.mark_impure(node.parent)
-            copyup.copy_up(source.fd, b".", self.work.fd, temp, to, name, self.markers.own, copyup.KEEP_TIMES, uuid)
+            if record := self.origins.record(source.fd, b".", layer):
+                self.origins.mark_impure(node.parent)
+            copyup.copy_up(source.fd, b".", self.work.fd, temp, to, name, self.markers.own, copyup.KEEP_TIMES, record)
             fd = os.open(node.name, DIRECTORY, dir_fd=to)
         node.set_upper(Handle(fd))
         self.stack.opened += 1
@@ -130,46 +95,78 @@ class Upper:
         if found.layer == UPPER:
             return
         self.copy_up_dir(node)
+        layer = found.layer if found.layer != INDEX else self.stack.find_lower(node, name)
+        lower, index = self.stack.lower(node, layer), self.stack.index
+        record = self.origins.record(lower.fd, os.fsencode(name), layer)
+        shared = found.layer == INDEX or found.st.st_nlink > 1
+        if not shared or index is None:
+            if record:
+                self.origins.mark_impure(node)
+            # Without an index a copy of one of several names is a file of its own, as with the kernel.
+            self._copy(node, name, found, node.upper_fd, name, b"" if shared else record, data, attributes)
+            return
+        entry, below = record.hex(), found.st.st_nlink
+        if found.layer == INDEX:
+            below = os.stat(name, dir_fd=lower.fd, follow_symlinks=False).st_nlink
+        else:
+            self._copy(node, name, found, index.handle.fd, entry, record, data, attributes)
+            index.begin(entry, below)
+        self.origins.mark_impure(node)
+        times = os.stat(".", dir_fd=node.upper_fd)
+        index.link(entry, node.upper_fd, name, below)
+        os.utime(".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=node.upper_fd)
+
+    def _copy(
+        self, node: Node, name: str, found: Found, to: int, base: str, record: bytes, data: bool, attributes: bool
+    ) -> None:
+        """Copy lower file `name` of `node` to `base` in directory fd `to`, with `record` as its origin."""
         what = copyup.KEEP_TIMES | self.sync
         lower = self.stack.lower(node, found.layer)
-        own, temp, to = self.markers.own, os.fsencode(self.temp()), os.fsencode(name)
-        regular = stat.S_ISREG(found.st.st_mode)
-        if uuid := self.uuid(found.layer):
-            self.mark_impure(node)
-        if regular and not data:
-            what |= copyup.NO_DATA
-        elif regular and self.markers.is_metacopy(found.st, lower.fd, name):
-            self._copy_up_in_two(node, name, found)
-            return
-        elif regular and attributes and self.metacopy and found.st.st_size:
-            what |= copyup.METACOPY
-        copyup.copy_up(lower.fd, to, self.work.fd, temp, node.upper_fd, to, own, what, uuid)
+        own, source, temp = self.markers.own, os.fsencode(name), os.fsencode(self.temp())
+        if stat.S_ISREG(found.st.st_mode):
+            if not data:
+                what = copyup.KEEP_TIMES | copyup.NO_DATA  # nothing to sync: the name comes with the file system's journal
+            elif self.markers.is_metacopy(found.st, lower.fd, name):
+                self._copy_in_two(node, name, found, to, base, record)
+                return
+            elif attributes and self.metacopy and found.st.st_size:
+                what |= copyup.METACOPY
+        copyup.copy_up(lower.fd, source, self.work.fd, temp, to, os.fsencode(base), own, what, record)
 
-    def _copy_up_in_two(self, node: Node, name: str, found: Found) -> None:
+    def _copy_in_two(self, node: Node, name: str, found: Found, to: int, base: str, record: bytes) -> None:
         """Copy up a lower metacopy: attributes from there, data from where they are."""
         lower = self.stack.lower(node, found.layer)
-        source, base = self.stack.source(node, name, found)
-        work, half, temp = self.work.fd, self.temp(), self.temp()
-        flags = copyup.NO_DATA
-        copyup.copy_up(
-            lower.fd,
-            os.fsencode(name),
-            work,
-            os.fsencode(half),
-            work,
-            os.fsencode(temp),
-            self.markers.own,
-            flags,
-            self.uuid(found.layer),
-        )
+        source, data = self.stack.source(node, name, found)
+        work, half, temp = self.work.fd, os.fsencode(self.temp()), self.temp()
+        what, made = copyup.NO_DATA, os.fsencode(temp)
+        copyup.copy_up(lower.fd, os.fsencode(name), work, half, work, made, self.markers.own, what, record)
         try:
-            self._fill(source, base, work, temp, found.st, keep_time=True)
-            parent = os.stat(".", dir_fd=node.upper_fd)
-            copyup.rename_at(work, os.fsencode(temp), node.upper_fd, os.fsencode(name), NOREPLACE)
-            os.utime(".", ns=(parent.st_atime_ns, parent.st_mtime_ns), dir_fd=node.upper_fd)
+            self._fill(source, data, work, temp, found.st, keep_time=True)
+            parent = os.stat(".", dir_fd=to)
+            copyup.rename_at(work, made, to, os.fsencode(base), NOREPLACE)
+            os.utime(".", ns=(parent.st_atime_ns, parent.st_mtime_ns), dir_fd=to)
         except BaseException:
             self.sweep(temp)
             raise
+
+    def counted(self, node: Node, name: str, found: Found) -> tuple[Found, str]:
+        """What `name` is in upper once its going away can be counted, and its entry in the index; "" if it has none.
+
+        The count is with the copy: a lower file with several names comes up before one of them goes.
+        """
+        index = self.stack.index
+        if index is None or stat.S_ISDIR(found.st.st_mode):
+            return found, ""
+        if found.layer == INDEX or (found.layer != UPPER and found.st.st_nlink > 1):
+            self.copy_up(node, name, found, attributes=True)
+            found = Found(os.stat(name, dir_fd=node.upper_fd, follow_symlinks=False), UPPER)
+        return found, index.entry_of(found.st, node.upper_fd, name) if found.layer == UPPER else ""
+
+    def lost_name(self, entry: str) -> None:
+        """A name of upper went away, which had this entry in the index ("": none)."""
+        self.origins.forget()
+        if self.stack.index is not None:
+            self.stack.index.lost_name(entry)
 
     def _fill(self, source: Handle, base: str, dir_fd: int, name: str, st: os.stat_result, *, keep_time: bool) -> None:
         """Write the data of `base` into `name`; what writing takes away, setuid and capabilities, is given back."""

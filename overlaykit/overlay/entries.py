@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from overlaykit.overlay.layers import Look
 
 Name = TypeVar("Name", str, bytes)
+DIR, LINK, FILE = Look.DIR.value, Look.LINK.value, Look.FILE.value  # to compare numbers with, for each of many names
 
 
 class DirEntry(Generic[Name]):
-    """One name, in os.DirEntry's shape. What a layer already told costs nothing to ask again."""
+    """One name, in os.DirEntry's shape. What a layer already told costs nothing to ask again.
+
+    The slots _st and _followed are empty until somebody asks for them: a listing makes thousands of these.
+    """
 
     __slots__ = ("_followed", "_kind", "_look", "_st", "name", "path")
+    _st: os.stat_result
+    _followed: os.stat_result
 
     def __init__(self, name: Name, path: Name, look: Callable[[Name, bool], os.stat_result], kind: int) -> None:
         self.name: Name = name
         self.path: Name = path
         self._look: Callable[[Name, bool], os.stat_result] = look
         self._kind = kind
-        self._st: os.stat_result | None = None
-        self._followed: os.stat_result | None = None
 
     def __fspath__(self) -> Name:
         return self.path
@@ -33,13 +37,17 @@ class DirEntry(Generic[Name]):
         return f"<DirEntry {self.name!r}>"
 
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        if self._st is None:
-            self._st = self._look(self.path, False)
-        if not (follow_symlinks and stat.S_ISLNK(self._st.st_mode)):
-            return self._st
-        if self._followed is None:
-            self._followed = self._look(self.path, True)
-        return self._followed
+        try:
+            st = self._st
+        except AttributeError:
+            st = self._st = self._look(self.path, False)
+        if not (follow_symlinks and stat.S_ISLNK(st.st_mode)):
+            return st
+        try:
+            return self._followed
+        except AttributeError:
+            st = self._followed = self._look(self.path, True)
+            return st
 
     def inode(self) -> int:
         return self.stat(follow_symlinks=False).st_ino
@@ -52,27 +60,27 @@ class DirEntry(Generic[Name]):
             return 0
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        if self._kind != Look.LINK or not follow_symlinks:
-            return self._kind == Look.DIR
+        if self._kind != LINK or not follow_symlinks:
+            return self._kind == DIR
         return stat.S_ISDIR(self._mode())
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        if self._kind != Look.LINK or not follow_symlinks:
-            return self._kind == Look.FILE
+        if self._kind != LINK or not follow_symlinks:
+            return self._kind == FILE
         return stat.S_ISREG(self._mode())
 
     def is_symlink(self) -> bool:
-        return self._kind == Look.LINK
+        return self._kind == LINK
 
 
 class Entries(Generic[Name]):
     """The iterator and context manager that scandir gives."""
 
-    def __init__(self, entries: Iterator[DirEntry[Name]]) -> None:
-        self._entries: Iterator[DirEntry[Name]] = entries
+    def __init__(self, entries: Generator[DirEntry[Name], None, None]) -> None:
+        self._entries: Generator[DirEntry[Name], None, None] = entries
 
     def __iter__(self) -> Iterator[DirEntry[Name]]:
-        return self
+        return self._entries  # which a loop asks without our help
 
     def __next__(self) -> DirEntry[Name]:
         return next(self._entries)
@@ -84,4 +92,13 @@ class Entries(Generic[Name]):
         self.close()
 
     def close(self) -> None:
-        self._entries = iter(())
+        self._entries.close()
+
+
+def leads_to_directory(entry: DirEntry[str]) -> bool:
+    """Whether it is a directory, or a symlink to one. A symlink that leads round in a circle is none, nor one into what
+    may not be searched: it must not cost its neighbours."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

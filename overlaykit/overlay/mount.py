@@ -10,13 +10,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from overlaykit.errors import Unsupported
+from overlaykit.overlay.workdir import check_apart, check_together
 from overlaykit.tree.table import StrPath
 
 # mount(2) and umount2(2); linux/mount.h
@@ -36,6 +39,7 @@ FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, MOVE_MOUNT_F_EMPTY_PATH = 1, 1, 4
 FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 MOUNT_ATTRS = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8}
 AT_FDCWD = -100
+MAX_LOWERS = 500  # fs/overlayfs/params.h, OVL_MAX_STACK
 PAGE = 4096  # bytes that mount(2) takes of options, the terminating NUL included
 
 
@@ -88,6 +92,7 @@ def overlay_mount(
     userxattr: bool = False,
     redirect_dir: bool = False,
     metacopy: bool = False,
+    index: bool = False,
     volatile: bool = False,
 ) -> Mount:
     """The overlay of `lowers` (bottom first) and `upper`; without upper it is read-only. `label` is the source column."""
@@ -104,7 +109,10 @@ def overlay_mount(
             f"upperdir={escape(os.fspath(upper), chr(92) + ',')}",
             f"workdir={escape(os.fspath(work), chr(92) + ',')}",
         ]
-    wanted = {"userxattr": userxattr, "redirect_dir=on": redirect_dir, "metacopy=on": metacopy, "volatile": volatile}
+    wanted = {
+        "userxattr": userxattr, "redirect_dir=on": redirect_dir, "metacopy=on": metacopy, "index=on": index,
+        "volatile": volatile,
+    }  # fmt: skip
     options += [option for option, on in wanted.items() if on]
     return Mount("overlay", label, os.fspath(target), tuple(options))
 
@@ -143,6 +151,19 @@ def mount_old(source: str, target: str, kind: str | None, flags: int, data: str)
 
 def mount_new(mount: Mount) -> None:
     """fsopen, fsconfig, fsmount, move_mount. OSError; ENOSYS on a kernel or in a sandbox without them."""
+    try:
+        fd = mount_detached(mount)
+        try:
+            call(SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(mount.target), MOVE_MOUNT_F_EMPTY_PATH)
+        finally:
+            os.close(fd)
+    except OSError as e:
+        e.filename = mount.target
+        raise
+
+
+def mount_detached(mount: Mount) -> int:
+    """A descriptor of the root of a new file system that is mounted nowhere: it goes when nobody has it open. OSError."""
     fs = call(SYS_FSOPEN, os.fsencode(mount.type), FSOPEN_CLOEXEC)
     try:
         attributes = 0
@@ -164,13 +185,8 @@ def mount_new(mount: Mount) -> None:
             else:
                 call(SYS_FSCONFIG, fs, FSCONFIG_SET_FLAG, key.encode(), None, 0)
         call(SYS_FSCONFIG, fs, FSCONFIG_CMD_CREATE, None, None, 0)
-        fd = call(SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes)
-        try:
-            call(SYS_MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(mount.target), MOVE_MOUNT_F_EMPTY_PATH)
-        finally:
-            os.close(fd)
+        return call(SYS_FSMOUNT, fs, FSMOUNT_CLOEXEC, attributes)
     except OSError as e:
-        e.filename = mount.target
         note = kernel_messages(fs)
         if note:
             e.add_note(note)
@@ -225,6 +241,38 @@ def mount(what: Mount, target: StrPath | None = None) -> Mount:
 
 def mount_overlay(what: Mount) -> None:
     try:
+        _mount_overlay(what)
+    except (OSError, Unsupported) as e:
+        reason = trouble(what)
+        if reason is None or isinstance(e, PermissionError):
+            raise
+        raise reason from e
+
+
+def trouble(what: Mount) -> Exception | None:
+    """What is wrong with the directories of an overlay, of which the kernel says no more than a number; None: nothing."""
+    options = dict(option.partition("=")[::2] for option in what.options)
+    lowers = [path for path in unescape(options.get("lowerdir", "")) if path]
+    upper, work = (re.sub(r"\\(.)", r"\1", options.get(key, "")) for key in ("upperdir", "workdir"))
+    for path in filter(None, (*lowers, upper, work, what.target)):
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        except OSError as e:
+            return e
+    try:
+        if upper and work:
+            check_apart(lowers, upper, work)
+            check_together(upper, work)
+    except Unsupported as e:
+        return e
+    if len(lowers) > MAX_LOWERS:
+        return Unsupported(f"{len(lowers)} lower layers, and the kernel takes {MAX_LOWERS}", hint="squash layers")
+    return None
+
+
+def _mount_overlay(what: Mount) -> None:
+    try:
         mount_new(what)
         return
     except OSError as e:
@@ -263,6 +311,11 @@ def mount_fuse(what: Mount, target: StrPath | None = None) -> Mount:
     if done.returncode != 0:
         raise Unsupported(f"fuse-overlayfs cannot mount {what.target}: {done.stderr.strip() or done.returncode}")
     return replace(what, type="fuse.fuse-overlayfs")
+
+
+def set_read_only(target: StrPath) -> None:
+    """Let nobody change anything through the mount at `target` from now on; what is mounted in it stays as it is."""
+    mount_old("none", os.fspath(target), None, MS_BIND | MS_REMOUNT | MS_RDONLY, "")
 
 
 def unmount(target: StrPath, *, lazy: bool = False) -> None:

@@ -1,5 +1,5 @@
 """Mounted: an overlay at / and directories or files of the host at places in it, as one tree. What the kernel shows when
-they are mounted so, in process.
+they are mounted so, in process. A tmpfs may be at such a place too, which goes when the tree is closed.
 
 Symlinks are followed in the whole tree, so that one in the image may lead into a volume and one in a volume to the image;
 none leads out of it. Between two mounts there is no rename and no link (EXDEV), a mount point cannot be removed (EBUSY),
@@ -8,95 +8,56 @@ and one that is read-only refuses changes (EROFS).
 
 from __future__ import annotations
 
-import builtins
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import Self, TypeVar
 
-from overlaykit._ext import copyup, inroot
+from overlaykit.overlay.bound import Bind, Bound
 from overlaykit.overlay.entries import DirEntry, Entries
 from overlaykit.overlay.layers import Look
-from overlaykit.overlay.nodes import Handle
 from overlaykit.overlay.osnames import OsNames, join
 from overlaykit.overlay.resolve import AnyPath, names_path, text
 from overlaykit.overlay.stack import fail
 from overlaykit.overlay.view import View
 from overlaykit.overlay.writable import Overlay
-from overlaykit.tree.table import StrPath
 
 R = TypeVar("R")
+Part = View | Bind  # what shows a path: the overlay, or one of the mounts in it
 MAX_LINKS = 40  # symlinks in one path, as the kernel has it
-PARENT = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-ITSELF = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What is to be mounted: `source`, a directory or file of the host, at the path `target`."""
-
-    target: str
-    source: StrPath
-    read_only: bool = False
-
-
-class Bind:
-    """A directory or file of the host that is mounted. Paths below it have no symlinks left in them; none is followed."""
-
-    def __init__(self, source: StrPath, *, read_only: bool) -> None:
-        self._handle = Handle(os.open(source, os.O_PATH | os.O_CLOEXEC))
-        self.fd = self._handle.fd
-        self.read_only = read_only
-        self.is_dir = stat.S_ISDIR(os.fstat(self.fd).st_mode)
-
-    def open(self, path: str, flags: int, mode: int = 0) -> int:
-        if path:
-            return inroot.open_beneath(self.fd, os.fsencode(path), flags | os.O_CLOEXEC, mode)
-        return os.open(f"/proc/self/fd/{self.fd}{'/.' if self.is_dir else ''}", flags & ~os.O_NOFOLLOW | os.O_CLOEXEC)
-
-    @contextmanager
-    def at(self, path: str) -> Iterator[tuple[int, str]]:
-        """A descriptor of the directory that has `path`, and its name there."""
-        head, _, name = path.rpartition("/")
-        fd = self.open(head, PARENT)
-        try:
-            yield fd, name
-        finally:
-            os.close(fd)
-
-    @contextmanager
-    def there(self, path: str) -> Iterator[tuple[str, bool]]:
-        """A path of the host for `path`, and whether a call has to follow it."""
-        if not path:
-            yield f"/proc/self/fd/{self.fd}", True
-            return
-        fd = self.open(path, ITSELF)
-        try:
-            if stat.S_ISLNK(os.fstat(fd).st_mode):
-                with self.at(path) as (parent, name):
-                    yield f"/proc/self/fd/{parent}/{name}", False
-            else:
-                yield f"/proc/self/fd/{fd}", True
-        finally:
-            os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a path leads. path: absolute, no symlinks left. bind: the mount that has it, None for the overlay; `inner` is
-    the path there. st: None if nothing is there. busy: it is a mount point itself. dots: the path ended in "." or ".."."""
+    """Where a path leads: `inner` of `part`, with no symlinks left.
+
+    path    in the whole tree
+    st      None if nothing is there
+    busy    it is a mount point itself
+    dots    the "." or ".." that the path ended in
+    slash   a slash came after it
+    """
 
     path: str
-    bind: Bind | None
+    part: Part
     inner: str
     st: os.stat_result | None
     busy: bool
     dots: str
     slash: bool
+
+    @property
+    def kind(self) -> int:
+        return stat.S_IFMT(self.st.st_mode) if self.st is not None else 0
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is in a mount that takes no changes. An overlay that takes none says so itself."""
+        return isinstance(self.part, Bind) and self.part.read_only
 
 
 class Mounted(OsNames):
@@ -105,13 +66,15 @@ class Mounted(OsNames):
     Mount points that are missing are made, as Docker does it: directories 0755, files empty.
     """
 
-    def __init__(self, root: View, mounts: Iterable[Bound]) -> None:
-        """root: belongs to this object from now on, and is closed if a mount fails."""
+    def __init__(self, root: View, mounts: Iterable[Bound], *, with_it: ExitStack | None = None) -> None:
+        """root, and all that is to be closed with_it, belong to this object from now on, and are closed if a mount fails."""
         self._root = root
+        self._with_it = with_it or ExitStack()
         self._binds: dict[str, Bind] = {}
         try:
             for mount in sorted(mounts, key=lambda mount: mount.target.count("/")):
                 bind = Bind(mount.source, read_only=mount.read_only)
+                self._with_it.callback(bind.close)
                 if (point := self._mount_point(mount.target, bind)) is not None:
                     self._binds[point] = bind
         except BaseException:
@@ -151,6 +114,7 @@ class Mounted(OsNames):
         """Let go of all directories. Files that were opened stay open; closing twice is no error."""
         self._binds.clear()
         self._root.close()
+        self._with_it.close()
 
     def __enter__(self) -> Self:
         return self
@@ -187,7 +151,8 @@ class Mounted(OsNames):
                 hops += 1
                 if hops > MAX_LINKS:
                     raise fail(errno.ELOOP)
-                target = self._readlink(here)
+                part, inner = self._owner("/" + "/".join(here))
+                target = part.readlink(inner)
                 at = [] if target.startswith("/") else at
                 slash = slash or (not todo and target.endswith("/"))
                 todo += [part for part in reversed(target.split("/")) if part not in ("", ".")]
@@ -199,49 +164,45 @@ class Mounted(OsNames):
 
     def _spot(self, at: list[str], st: os.stat_result | None, last: str, slash: bool) -> Spot:
         path = "/" + "/".join(at)
-        bind, inner = self._owner(path)
-        return Spot(path, bind, inner, st, path in self._binds or path == "/", last if last in (".", "..") else "", slash)
+        part, inner = self._owner(path)
+        return Spot(path, part, inner, st, path in self._binds or path == "/", last if last in (".", "..") else "", slash)
 
-    def _owner(self, path: str) -> tuple[Bind | None, str]:
-        """The mount that shows `path`, and the path there."""
+    def _owner(self, path: str) -> tuple[Part, str]:
+        """What shows `path`, and the path there."""
         head = path
         while head:
             if (bind := self._binds.get(head)) is not None:
                 return bind, path[len(head) + 1 :]
             head = head.rpartition("/")[0]
-        return None, path
+        return self._root, path
 
-    def _parent(self, spot: Spot) -> tuple[Bind | None, str]:
-        """The same, but of a mount point the mount that has its name."""
-        bind, inner = self._owner(spot.path.rpartition("/")[0])
+    def _holder(self, spot: Spot) -> tuple[Part, str]:
+        """The same, but of a mount point what has its name."""
+        part, inner = self._owner(spot.path.rpartition("/")[0])
         name = spot.path.rpartition("/")[2]
-        return bind, spot.path if bind is None else join(inner, name) if inner else name
+        return part, spot.path if part is self._root else join(inner, name) if inner else name
 
     def _lstat(self, at: list[str]) -> os.stat_result | None:
-        bind, inner = self._owner("/" + "/".join(at))
+        part, inner = self._owner("/" + "/".join(at))
         try:
-            if bind is None:
-                return self._root.lstat(inner)
-            fd = bind.open(inner, ITSELF)
-            try:
-                return os.fstat(fd)
-            finally:
-                os.close(fd)
+            return part.lstat(inner)
         except FileNotFoundError:
             return None
-
-    def _readlink(self, at: list[str]) -> str:
-        bind, inner = self._owner("/" + "/".join(at))
-        if bind is None:
-            return self._root.readlink(inner)
-        with bind.at(inner) as (fd, name):
-            return os.readlink(name, dir_fd=fd)
 
     def _there(self, path: AnyPath, *, follow: bool = True) -> Spot:
         spot = self._find(path, follow=follow)
         if spot.st is None:
             raise fail(errno.ENOENT)
         return spot
+
+    def host_paths(self, path: AnyPath, *, below: bool = False) -> list[str]:
+        """The directory of the host that is shown at `path`, if a mount has it; below: those too that lie under it."""
+        spot = self._there(path)
+        found = spot.part.host_paths(spot.inner)
+        if below:
+            under = (bind for point, bind in self._binds.items() if point.startswith(f"{spot.path.rstrip('/')}/"))
+            found += [path for bind in under for path in bind.host_paths("")]
+        return found
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -256,42 +217,25 @@ class Mounted(OsNames):
         """os.lstat of `path`."""
         return self.stat(path, follow_symlinks=False)
 
-    def _ask(
-        self,
-        path: AnyPath,
-        follow: bool,
-        ours: Callable[[str], R],
-        theirs: Callable[[str, bool], R],
-        *,
-        change: bool = False,
-    ) -> R:
-        """What `ours` gives for a path of the overlay, or `theirs` for one of the host and whether to follow it."""
+    def _ask(self, path: AnyPath, follow: bool, ask: Callable[[Part, str, bool], R]) -> R:
+        """What `ask` gives for the part of the tree that has `path`, the path there, and whether to follow it."""
         spot = self._there(path, follow=follow)
-        if spot.bind is None:
-            return ours(spot.inner)
-        if change and spot.bind.read_only:
-            raise fail(errno.EROFS)
-        with spot.bind.there(spot.inner) as (there, through):
-            return theirs(there, through)
+        return ask(spot.part, spot.inner, spot.kind != stat.S_IFLNK)
 
     @names_path
     def statvfs(self, path: AnyPath = "/") -> os.statvfs_result:
         """os.statvfs of the file system that `path` is on."""
-        return self._ask(path, True, self._root.statvfs, lambda there, _: os.statvfs(there))
+        return self._ask(path, True, lambda part, p, _: part.statvfs(p))
 
     @names_path
     def access(self, path: AnyPath, mode: int, *, effective_ids: bool = False, follow_symlinks: bool = True) -> bool:
         """Whether the caller may do `mode` with `path`, as View.access."""
         try:
             spot = self._there(path, follow=follow_symlinks)
-            if mode & os.W_OK and spot.bind is not None and spot.bind.read_only:
+            if mode & os.W_OK and spot.read_only:
                 return False
-            return self._ask(
-                path,
-                follow_symlinks,
-                lambda p: self._root.access(p, mode, effective_ids=effective_ids, follow_symlinks=False),
-                lambda there, through: os.access(there, mode, effective_ids=effective_ids, follow_symlinks=through),
-            )
+            through = spot.kind != stat.S_IFLNK
+            return spot.part.access(spot.inner, mode, effective_ids=effective_ids, follow_symlinks=through)
         except OSError:
             return False
 
@@ -299,28 +243,21 @@ class Mounted(OsNames):
     def readlink(self, path: AnyPath) -> str:
         """The target of symlink `path`, as it is written. EINVAL if it is none."""
         spot = self._there(path, follow=False)
-        assert spot.st is not None
-        if not stat.S_ISLNK(spot.st.st_mode):
+        if spot.kind != stat.S_IFLNK:
             raise fail(errno.EINVAL)
-        return self._readlink([part for part in spot.path.split("/") if part])
+        return spot.part.readlink(spot.inner)
 
     @names_path
     def _names(self, path: AnyPath) -> dict[str, int]:
         spot = self._there(path)
-        assert spot.st is not None
-        if not stat.S_ISDIR(spot.st.st_mode):
+        if spot.kind != stat.S_IFDIR:
             raise fail(errno.ENOTDIR)
-        if spot.bind is None:
-            heads = (point.rpartition("/") for point in self._binds)
-            points = {name: Look.OTHER for head, _, name in heads if (head or "/") == spot.path}
-            names = self._root._names(spot.inner)
-            return points | names if points else names
-        fd = spot.bind.open(spot.inner, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with os.scandir(fd) as entries:
-                return {entry.name: _look(entry) for entry in entries}
-        finally:
-            os.close(fd)
+        names = spot.part._names(spot.inner)
+        if spot.part is not self._root:
+            return names
+        heads = (point.rpartition("/") for point in self._binds)
+        points = {name: int(Look.OTHER) for head, _, name in heads if (head or "/") == spot.path}
+        return points | names if points else names
 
     def listdir(self, path: AnyPath = "/") -> list[str]:
         """The names in directory `path`, in no order."""
@@ -329,7 +266,8 @@ class Mounted(OsNames):
     def scandir(self, path: AnyPath = "/") -> Entries[str]:
         """The entries of directory `path`, as os.scandir has them."""
         base = text(path)
-        return Entries(DirEntry(name, join(base, name), self._stat_entry, look) for name, look in self._names(path).items())
+        names = self._names(path)
+        return Entries(DirEntry(name, join(base, name), self._stat_entry, look & 3) for name, look in names.items())
 
     def _stat_entry(self, path: str | bytes, follow: bool) -> os.stat_result:
         return self.stat(path, follow_symlinks=follow)
@@ -337,22 +275,12 @@ class Mounted(OsNames):
     @names_path
     def getxattr(self, path: AnyPath, attribute: str | bytes, *, follow_symlinks: bool = True) -> bytes:
         """The value of an xattr."""
-        return self._ask(
-            path,
-            follow_symlinks,
-            lambda p: self._root.getxattr(p, attribute, follow_symlinks=False),
-            lambda there, through: os.getxattr(there, attribute, follow_symlinks=through),
-        )
+        return self._ask(path, follow_symlinks, lambda part, p, follow: part.getxattr(p, attribute, follow_symlinks=follow))
 
     @names_path
     def listxattr(self, path: AnyPath = "/", *, follow_symlinks: bool = True) -> list[str]:
         """The names of all xattrs."""
-        return self._ask(
-            path,
-            follow_symlinks,
-            lambda p: self._root.listxattr(p, follow_symlinks=False),
-            lambda there, through: os.listxattr(there, follow_symlinks=through),
-        )
+        return self._ask(path, follow_symlinks, lambda part, p, follow: part.listxattr(p, follow_symlinks=follow))
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
@@ -361,8 +289,8 @@ class Mounted(OsNames):
         """os.open: a file descriptor of the real file."""
         exclusive = flags & os.O_CREAT and flags & os.O_EXCL
         spot = self._find(path, follow=not (flags & os.O_NOFOLLOW or exclusive))
-        if spot.bind is None:
-            return self._root.open_fd(spot.inner + "/" * (spot.slash and spot.st is None), flags, mode)
+        if isinstance(spot.part, View):
+            return spot.part.open_fd(spot.inner + "/" * (spot.slash and spot.st is None), flags, mode)
         if spot.st is None:
             if not flags & os.O_CREAT:
                 raise fail(errno.ENOENT)
@@ -370,43 +298,34 @@ class Mounted(OsNames):
                 raise fail(errno.EISDIR)
         elif exclusive:
             raise fail(errno.EEXIST)
-        elif flags & os.O_CREAT and stat.S_ISDIR(spot.st.st_mode):
+        elif flags & os.O_CREAT and spot.kind == stat.S_IFDIR:
             raise fail(errno.EISDIR)
-        if spot.bind.read_only and _writes(flags, spot.st):
+        if spot.read_only and _writes(flags, spot.st):
             raise fail(errno.EROFS)
-        return spot.bind.open(spot.inner, flags | os.O_NOFOLLOW, mode if flags & (os.O_CREAT | os.O_TMPFILE) else 0)
-
-    def open(self, path: AnyPath, mode: str = "r", **options: Any) -> IO[Any]:
-        """builtins.open of `path`, with the same options."""
-        return builtins.open(os.fspath(path), mode, opener=lambda _, flags: self.open_fd(path, flags, 0o666), **options)
+        return spot.part.open_fd(spot.inner, flags | os.O_NOFOLLOW, mode)
 
     # --- names --------------------------------------------------------------------------------------------------------
 
-    def _make(
-        self, path: AnyPath, ours: Callable[[str], None], theirs: Callable[[str, int], None], *, dir: bool = False
-    ) -> None:
+    def _make(self, path: AnyPath, make: Callable[[Part, str], None], *, dir: bool = False) -> None:
         spot = self._find(path, follow=False)
         if spot.st is not None:
             raise fail(errno.EEXIST)
-        if spot.bind is None:
-            ours(spot.inner + "/" * spot.slash)
-            return
-        if spot.slash and not dir:
-            raise fail(errno.ENOENT)
-        if spot.bind.read_only:
-            raise fail(errno.EROFS)
-        with spot.bind.at(spot.inner) as (fd, name):
-            theirs(name, fd)
+        if spot.part is not self._root:
+            if spot.slash and not dir:
+                raise fail(errno.ENOENT)
+            if spot.read_only:
+                raise fail(errno.EROFS)
+        make(spot.part, spot.inner + "/" * spot.slash)
 
     @names_path
     def mkdir(self, path: AnyPath, mode: int = 0o777) -> None:
         """os.mkdir."""
-        self._make(path, lambda p: self._root.mkdir(p, mode), lambda n, fd: os.mkdir(n, mode, dir_fd=fd), dir=True)
+        self._make(path, lambda part, p: part.mkdir(p, mode), dir=True)
 
     @names_path
     def mknod(self, path: AnyPath, mode: int = 0o600, device: int = 0) -> None:
         """os.mknod."""
-        self._make(path, lambda p: self._root.mknod(p, mode, device), lambda n, fd: os.mknod(n, mode, device, dir_fd=fd))
+        self._make(path, lambda part, p: part.mknod(p, mode, device))
 
     def mkfifo(self, path: AnyPath, mode: int = 0o666) -> None:
         """os.mkfifo."""
@@ -418,31 +337,24 @@ class Mounted(OsNames):
 
     @names_path
     def _symlink(self, path: AnyPath, target: str) -> None:
-        self._make(path, lambda p: self._root.symlink(target, p), lambda n, fd: os.symlink(target, n, dir_fd=fd))
+        self._make(path, lambda part, p: part.symlink(target, p))
 
-    def _remove(
-        self, path: AnyPath, ours: Callable[[str], None], theirs: Callable[[str, int], None], *, dir: bool = False
-    ) -> None:
+    def _remove(self, path: AnyPath, remove: Callable[[Part, str], None], *, dir: bool = False) -> None:
         spot = self._find(path, follow=False)
-        bind, inner = self._parent(spot)
-        if bind is None:
-            if spot.busy and spot.path != "/":
-                raise fail(_busy(spot, dir))
-            ours(inner + "/" * spot.slash)
-            return
-        if bind.read_only:
-            raise fail(errno.EROFS)
-        if spot.st is None:
-            raise fail(errno.ENOENT)
-        if spot.busy:
+        part, inner = self._holder(spot)
+        if isinstance(part, Bind):
+            if part.read_only:
+                raise fail(errno.EROFS)
+            if spot.st is None:
+                raise fail(errno.ENOENT)
+        if spot.busy and spot.path != "/" and not _is_read_only(part):
             raise fail(_busy(spot, dir))
-        with bind.at(inner) as (fd, name):
-            theirs(name, fd)
+        remove(part, inner + "/" * (spot.slash and part is self._root))
 
     @names_path
     def unlink(self, path: AnyPath) -> None:
         """os.unlink. EBUSY for a mount point."""
-        self._remove(path, self._root.unlink, lambda name, fd: os.unlink(name, dir_fd=fd))
+        self._remove(path, lambda part, p: part.unlink(p))
 
     def remove(self, path: AnyPath) -> None:
         """os.remove."""
@@ -455,30 +367,25 @@ class Mounted(OsNames):
         if last in (".", ".."):
             self._there(path)
             raise fail(errno.EINVAL if last == "." else errno.ENOTEMPTY)
-        self._remove(path, self._root.rmdir, lambda name, fd: os.rmdir(name, dir_fd=fd), dir=True)
+        self._remove(path, lambda part, p: part.rmdir(p), dir=True)
 
     def rename(self, src: AnyPath, dst: AnyPath, *, flags: int = 0) -> None:
         """os.rename; flags as of Overlay.rename. EXDEV between mounts; EBUSY for a mount point and what has one."""
         try:
             old, new = self._find(src, follow=False), self._find(dst, follow=False)
-            (from_bind, source), (to_bind, target) = self._parent(old), self._parent(new)
-            if from_bind is not to_bind:
+            (part, source), (other, target) = self._holder(old), self._holder(new)
+            if part is not other:
                 raise fail(errno.EXDEV)
             if old.dots or new.dots or "/" in (old.path, new.path):
                 raise fail(errno.EBUSY)
-            if from_bind is not None and from_bind.read_only:
+            if _is_read_only(part):
                 raise fail(errno.EROFS)
             if old.st is None:
                 raise fail(errno.ENOENT)
             # the kernel would let mount points go along with a directory; here their paths are what holds them
             if any((point + "/").startswith(spot.path + "/") for spot in (old, new) for point in self._binds):
                 raise fail(errno.EBUSY)
-            if from_bind is None or to_bind is None:
-                self._root.rename(source + "/" * old.slash, target + "/" * new.slash, flags=flags)
-                return
-            with from_bind.at(source) as (old_fd, old_name), to_bind.at(target) as (new_fd, new_name):
-                ends = (os.fsencode(name + "/" * spot.slash) for name, spot in ((old_name, old), (new_name, new)))
-                copyup.rename_at(old_fd, next(ends), new_fd, next(ends), flags)
+            part.rename(source + "/" * old.slash, target + "/" * new.slash, flags=flags)
         except OSError as e:
             e.filename, e.filename2 = os.fspath(src), os.fspath(dst)
             raise
@@ -493,43 +400,33 @@ class Mounted(OsNames):
             old, new = self._there(src, follow=follow_symlinks), self._find(dst, follow=False)
             if new.st is not None:
                 raise fail(errno.EEXIST)
-            if new.bind is not None and new.bind.read_only:
+            if _is_read_only(new.part):
                 raise fail(errno.EROFS)
-            if old.bind is not new.bind:
+            if old.part is not new.part:
                 raise fail(errno.EXDEV)
-            if old.bind is None or new.bind is None:
-                self._root.link(old.inner, new.inner + "/" * new.slash)
-                return
-            with old.bind.at(old.inner) as (old_fd, old_name), new.bind.at(new.inner) as (new_fd, new_name):
-                there = new_name + "/" * new.slash
-                os.link(old_name, there, src_dir_fd=old_fd, dst_dir_fd=new_fd, follow_symlinks=False)
+            old.part.link(old.inner, new.inner + "/" * new.slash)
         except OSError as e:
             e.filename, e.filename2 = os.fspath(src), os.fspath(dst)
             raise
 
     # --- attributes ---------------------------------------------------------------------------------------------------
 
+    def _change(self, path: AnyPath, follow: bool, change: Callable[[Part, str, bool], None]) -> None:
+        """Have `change` done to what `_ask` would ask. EROFS in a mount that is read-only."""
+        spot = self._there(path, follow=follow)
+        if spot.read_only:
+            raise fail(errno.EROFS)
+        change(spot.part, spot.inner, spot.kind != stat.S_IFLNK)
+
     @names_path
     def chmod(self, path: AnyPath, mode: int, *, follow_symlinks: bool = True) -> None:
         """os.chmod."""
-        self._ask(
-            path,
-            follow_symlinks,
-            lambda p: self._root.chmod(p, mode, follow_symlinks=follow_symlinks),
-            lambda there, through: os.chmod(there, mode, follow_symlinks=through),
-            change=True,
-        )
+        self._change(path, follow_symlinks, lambda part, p, follow: part.chmod(p, mode, follow_symlinks=follow))
 
     @names_path
     def chown(self, path: AnyPath, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
         """os.chown."""
-        self._ask(
-            path,
-            follow_symlinks,
-            lambda p: self._root.chown(p, uid, gid, follow_symlinks=False),
-            lambda there, through: os.chown(there, uid, gid, follow_symlinks=through),
-            change=True,
-        )
+        self._change(path, follow_symlinks, lambda part, p, follow: part.chown(p, uid, gid, follow_symlinks=follow))
 
     def lchown(self, path: AnyPath, uid: int, gid: int) -> None:
         """os.lchown."""
@@ -545,62 +442,30 @@ class Mounted(OsNames):
         follow_symlinks: bool = True,
     ) -> None:
         """os.utime."""
-        given: dict[str, Any] = {"times": times} if ns is None else {"ns": ns}
-        self._ask(
-            path,
-            follow_symlinks,
-            lambda p: self._root.utime(p, **given, follow_symlinks=False),
-            lambda there, through: os.utime(there, **given, follow_symlinks=through),
-            change=True,
-        )
+        self._change(path, follow_symlinks, lambda part, p, follow: part.utime(p, times, ns=ns, follow_symlinks=follow))
 
     @names_path
     def truncate(self, path: AnyPath, length: int) -> None:
         """os.truncate."""
-        self._ask(
-            path, True, lambda p: self._root.truncate(p, length), lambda there, _: os.truncate(there, length), change=True
-        )
+        self._change(path, True, lambda part, p, _: part.truncate(p, length))
 
     @names_path
     def setxattr(
         self, path: AnyPath, attribute: str | bytes, value: bytes, flags: int = 0, *, follow_symlinks: bool = True
     ) -> None:
         """os.setxattr."""
-        self._ask(
-            path,
-            follow_symlinks,
-            lambda p: self._root.setxattr(p, attribute, value, flags, follow_symlinks=False),
-            lambda there, through: os.setxattr(there, attribute, value, flags, follow_symlinks=through),
-            change=True,
+        self._change(
+            path, follow_symlinks, lambda part, p, follow: part.setxattr(p, attribute, value, flags, follow_symlinks=follow)
         )
 
     @names_path
     def removexattr(self, path: AnyPath, attribute: str | bytes, *, follow_symlinks: bool = True) -> None:
         """os.removexattr."""
-        self._ask(
-            path,
-            follow_symlinks,
-            lambda p: self._root.removexattr(p, attribute, follow_symlinks=False),
-            lambda there, through: os.removexattr(there, attribute, follow_symlinks=through),
-            change=True,
-        )
+        self._change(path, follow_symlinks, lambda part, p, follow: part.removexattr(p, attribute, follow_symlinks=follow))
 
 
-@contextmanager
-def inside(root: StrPath, path: str) -> Iterator[str]:
-    """A name of what `path` leads to in directory `root`, whose symlinks lead nowhere else. OSError with both."""
-    root_fd = os.open(root, PARENT)
-    try:
-        fd = inroot.open_in_root(root_fd, os.fsencode(path), os.O_PATH | os.O_CLOEXEC)
-    except OSError as e:
-        e.filename = join(os.fspath(root), path.lstrip("/"))
-        raise
-    finally:
-        os.close(root_fd)
-    try:
-        yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
+def _is_read_only(part: Part) -> bool:
+    return part.read_only if isinstance(part, Bind) else not isinstance(part, Overlay)
 
 
 def _busy(spot: Spot, dir: bool) -> int:
@@ -618,11 +483,3 @@ def _writes(flags: int, st: os.stat_result | None) -> bool:
     if flags & os.O_PATH or not stat.S_ISREG(st.st_mode):
         return False
     return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-
-
-def _look(entry: os.DirEntry[str]) -> int:
-    if entry.is_symlink():
-        return Look.LINK
-    if entry.is_dir(follow_symlinks=False):
-        return Look.DIR
-    return Look.FILE if entry.is_file(follow_symlinks=False) else Look.OTHER

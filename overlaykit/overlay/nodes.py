@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 UPPER = -1  # the layer number of what is in upper; lowers count from 0, the bottom
+INDEX = -2  # of what is in upper, but not under that name: index.py
 
 
 class Handle:
@@ -19,12 +20,20 @@ class Handle:
     def __del__(self) -> None:
         os.close(self.fd)
 
+    def __reduce__(self) -> NoReturn:
+        # A copy would close the same number a second time, whosever that is by then.
+        raise TypeError("a directory that is open can be neither copied nor pickled")
+
 
 class Found(NamedTuple):
-    """A name that exists: what it looks like, and the layer that gives it (UPPER, or the number of a lower)."""
+    """A name that exists: what it looks like on disk, and the layer that gives it (UPPER, INDEX, or the number of a lower).
+
+    entry  under which name it is in the index
+    """
 
     st: os.stat_result
     layer: int
+    entry: str = ""
 
 
 class Node:
@@ -51,8 +60,9 @@ class Node:
         self.names: dict[str, int] | None = None if lowers else {}
         self.asked = 0  # lookups in the lowers so far
         self.dead = False  # removed: a path that was remembered for it is void
-        self.foreign: bool | None = None  # whether upper has whiteouts of names that no lower has; None: not looked yet
-        self.impure = False  # upper is marked as having names that came up from a lower; False: not that we know
+        # Whether upper has whiteouts or redirected directories under names that no lower has; None: not looked yet.
+        self.foreign: bool | None = None
+        self.impure: bool | None = None  # whether upper's is marked as having names that came up; None: not looked yet
         self.upper: Handle | None
         self.upper_fd: int
         self.set_upper(upper)

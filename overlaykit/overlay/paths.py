@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
+import errno
+import io
 import os
 import posixpath
 import stat
 from collections.abc import Iterator
 from functools import total_ordering
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TextIO, overload
+
+from overlaykit.overlay.resolve import MAX_LINKS
+from overlaykit.overlay.stack import fail
 
 if TYPE_CHECKING:
+    from _typeshed import OpenBinaryMode, OpenTextMode
+
     from overlaykit.overlay.osnames import OsNames
 
 
@@ -36,6 +42,9 @@ class OverlayPath:
     def __str__(self) -> str:
         return str(self.pure)
 
+    def __bytes__(self) -> bytes:
+        return bytes(self.pure)
+
     def __repr__(self) -> str:
         return f"OverlayPath({str(self.pure)!r})"
 
@@ -55,6 +64,15 @@ class OverlayPath:
 
     def joinpath(self, *others: str | os.PathLike[str]) -> OverlayPath:
         return self._make(self.pure.joinpath(*others))
+
+    def as_posix(self) -> str:
+        return self.pure.as_posix()
+
+    @property
+    def root(self) -> str:
+        return self.pure.root
+
+    anchor = root
 
     @property
     def name(self) -> str:
@@ -87,11 +105,21 @@ class OverlayPath:
     def with_name(self, name: str) -> OverlayPath:
         return self._make(self.pure.with_name(name))
 
+    def with_stem(self, stem: str) -> OverlayPath:
+        return self._make(self.pure.with_stem(stem))
+
     def with_suffix(self, suffix: str) -> OverlayPath:
         return self._make(self.pure.with_suffix(suffix))
 
-    def relative_to(self, other: str | os.PathLike[str]) -> OverlayPath:
-        return self._make(self.pure.relative_to(os.fspath(other)))
+    def relative_to(self, *other: str | os.PathLike[str]) -> OverlayPath:
+        return self._make(self.pure.relative_to(*other))
+
+    def is_relative_to(self, *other: str | os.PathLike[str]) -> bool:
+        return self.pure.is_relative_to(*other)
+
+    def absolute(self) -> OverlayPath:
+        """The path from the merged root, which is where all of them begin."""
+        return self._make("/" / self.pure)
 
     def is_absolute(self) -> bool:
         return self.pure.is_absolute()
@@ -120,13 +148,33 @@ class OverlayPath:
         return self.fs.islink(str(self))
 
     def is_fifo(self) -> bool:
-        return self.exists() and stat.S_ISFIFO(self.stat().st_mode)
+        return self._kind() == stat.S_IFIFO
+
+    def is_socket(self) -> bool:
+        return self._kind() == stat.S_IFSOCK
+
+    def is_block_device(self) -> bool:
+        return self._kind() == stat.S_IFBLK
+
+    def is_char_device(self) -> bool:
+        return self._kind() == stat.S_IFCHR
+
+    def _kind(self) -> int:
+        return stat.S_IFMT(self.stat().st_mode) if self.exists() else 0
+
+    def samefile(self, other: str | os.PathLike[str]) -> bool:
+        return os.path.samestat(self.stat(), self.fs.stat(other))
 
     def readlink(self) -> OverlayPath:
         return self._make(PurePosixPath(self.fs.readlink(str(self))))
 
-    def resolve(self) -> OverlayPath:
-        """The path without symlinks and dots, as seen from the merged root."""
+    def resolve(self, strict: bool = False) -> OverlayPath:
+        """The path without symlinks and dots, as seen from the merged root. strict: OSError if it leads to nothing.
+
+        RuntimeError if its symlinks lead round in a circle, as with pathlib.
+        """
+        if strict:
+            self.stat()
         done = PurePosixPath("/")
         todo, hops = list(reversed(self.pure.parts)), 0
         while todo:
@@ -135,8 +183,10 @@ class OverlayPath:
                 done = PurePosixPath("/")
             elif part == "..":
                 done = done.parent
-            elif self.fs.islink(str(done / part)) and hops < 40:
+            elif self.fs.islink(str(done / part)):
                 hops += 1
+                if hops > MAX_LINKS:
+                    raise RuntimeError(f"symlink loop from {str(self)!r}") from fail(errno.ELOOP, str(self))
                 todo.extend(reversed(PurePosixPath(self.fs.readlink(str(done / part))).parts))
             else:
                 done = done / part
@@ -147,32 +197,75 @@ class OverlayPath:
             yield self / entry.name
 
     def glob(self, pattern: str) -> Iterator[OverlayPath]:
-        """pathlib's glob: "**" is any number of directories."""
-        base = posixpath.join(_quoted(str(self)), pattern)
-        return (self._make(PurePosixPath(p)) for p in self.fs.iglob(base, recursive=True, include_hidden=True))
+        """pathlib's glob: "**" is any number of directories, and alone all of them. ValueError for no pattern."""
+        if not pattern:
+            raise ValueError(f"unacceptable pattern: {pattern!r}")
+        if pattern.startswith("/"):
+            raise NotImplementedError("a pattern begins in this directory, and not at the root")
+        # That is no symlinks, and this directory whatever it is.
+        everything = pattern.rstrip("/").rpartition("/")[2] == "**"
+        base, own = posixpath.join(_quoted(str(self)), pattern + "/" * everything), str(self)
+        for found in self.fs.iglob(base, recursive=True, include_hidden=True):
+            path = found.rstrip("/") or "/"
+            if not everything or path == own or not self.fs.islink(path):
+                yield self._make(PurePosixPath(path))
 
     def rglob(self, pattern: str) -> Iterator[OverlayPath]:
-        for directory, dirs, files in self.fs.walk(str(self)):
-            for name in fnmatch.filter([*dirs, *files], pattern):
-                yield self._make(PurePosixPath(directory) / name)
+        """glob in this directory and all below."""
+        return self.glob(posixpath.join("**", pattern))
 
     # --- content and changes --------------------------------------------------------------------------------------
 
-    def open(self, mode: str = "r") -> IO[Any]:
-        return self.fs.open(str(self), mode)
+    @overload
+    def open(
+        self,
+        mode: OpenTextMode = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> TextIO: ...
+    @overload
+    def open(
+        self,
+        mode: OpenBinaryMode,
+        buffering: int = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+    ) -> BinaryIO: ...
+    @overload
+    def open(
+        self,
+        mode: str,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]: ...
+    def open(
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> IO[Any]:
+        return self.fs.open(str(self), mode, buffering, encoding, errors, newline)
 
     def read_bytes(self) -> bytes:
         return self.fs.read_bytes(str(self))
 
-    def read_text(self, encoding: str = "utf-8") -> str:
-        return self.read_bytes().decode(encoding)
+    def read_text(self, encoding: str = "utf-8", errors: str | None = None) -> str:
+        with io.TextIOWrapper(self.open("rb"), encoding, errors) as f:
+            return f.read()
 
     def write_bytes(self, data: bytes) -> int:
         return self.fs.write_bytes(str(self), data)
 
-    def write_text(self, text: str, encoding: str = "utf-8") -> int:
-        self.write_bytes(text.encode(encoding))
-        return len(text)
+    def write_text(self, data: str, encoding: str = "utf-8", errors: str | None = None, newline: str | None = None) -> int:
+        with io.TextIOWrapper(self.open("wb"), encoding, errors, newline) as f:
+            return f.write(data)
 
     def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
         if exist_ok and self.exists():
@@ -206,14 +299,17 @@ class OverlayPath:
 
     replace = rename
 
-    def symlink_to(self, target: str | os.PathLike[str]) -> None:
+    def symlink_to(self, target: str | os.PathLike[str], target_is_directory: bool = False) -> None:
         self.fs.symlink(os.fspath(target), str(self))
 
     def hardlink_to(self, target: str | os.PathLike[str]) -> None:
         self.fs.link(os.fspath(target), str(self))
 
-    def chmod(self, mode: int) -> None:
-        self.fs.chmod(str(self), mode)
+    def chmod(self, mode: int, *, follow_symlinks: bool = True) -> None:
+        self.fs.chmod(str(self), mode, follow_symlinks=follow_symlinks)
+
+    def lchmod(self, mode: int) -> None:
+        self.chmod(mode, follow_symlinks=False)
 
 
 def _quoted(path: str) -> str:

@@ -17,6 +17,7 @@ AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 PATH_MAX = 4096  # bytes, the terminating NUL included
 MAX_LINKS = 40  # symlinks in one path (fs/namei.c)
+DOTS = frozenset(("", ".", ".."))  # names that are none
 
 
 class Raced(Exception):
@@ -97,6 +98,15 @@ class Resolver:
         self.known.clear()
         self.known_by_links = False
 
+    def forget_through(self, old: str, new: str) -> None:
+        """Directory `old` moved, to where `new` may have been."""
+        if self.known_by_links:
+            self.forget()
+            return
+        for path in list(self.known):
+            if old in path or new in path:  # as a part of a name too: then it is forgotten for nothing
+                self.known.pop(path, None)
+
     def forget_links(self) -> None:
         """A symlink went away or moved."""
         if self.known_by_links:
@@ -122,6 +132,8 @@ class Resolver:
         if len(path) * 4 >= PATH_MAX and len(os.fsencode(path)) >= PATH_MAX:
             raise fail(errno.ENAMETOOLONG)
         self.trim()
+        if (place := self._short_cut(path, follow=follow and not parent, look=look)) is not None:
+            return place
         stack = self.stack
         node, rest, hops, own = stack.root, path, 0, True
         last = Last.ROOT
@@ -161,7 +173,7 @@ class Resolver:
                 if hops > MAX_LINKS:
                     raise fail(errno.ELOOP)
                 handle = stack.handle(node, found.layer)
-                target = os.readlink(name, dir_fd=handle.fd)
+                target = os.readlink(found.entry or name, dir_fd=handle.fd)
                 if target[0] == "/":
                     node = stack.root
                     last = Last.ROOT
@@ -172,6 +184,31 @@ class Resolver:
             if not stat.S_ISDIR(found.st.st_mode):
                 raise fail(errno.ENOTDIR)
             node = stack.child(node, name)
+
+    def _short_cut(self, path: str, *, follow: bool, look: bool) -> Place | None:
+        """Where `path` leads, if it goes on from a directory that is known; None: it has to be walked."""
+        head, _, name = path.rpartition("/")
+        if name in DOTS:
+            return None
+        node = self.known.get(head) or self._next(head)
+        if node is None or node.dead:
+            return None
+        found = self.stack.find(node, name) if look else None
+        if follow and found is not None and stat.S_ISLNK(found.st.st_mode):
+            return None  # who follows it counts the links before it, too
+        return Place(node, name, found, False, Last.NAME)
+
+    def _next(self, path: str) -> Node | None:
+        """The directory `path` in one that is known: who goes down a tree walks no path twice."""
+        head, _, name = path.rpartition("/")
+        node = self.known.get(head)
+        if node is None or node.dead or name in DOTS:
+            return None
+        found = self.stack.find(node, name)
+        if found is None or not stat.S_ISDIR(found.st.st_mode):
+            return None
+        kid = self.known[path] = self.stack.child(node, name)
+        return kid
 
     def searchable(self, node: Node) -> None:
         """EACCES if the caller may not look names up in directory `node`. Any other lookup finds out by itself."""

@@ -11,11 +11,15 @@ import errno
 import os
 import stat
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from overlaykit.overlay.layers import Layer, Look, last, open_directory
 from overlaykit.overlay.markers import Markers
-from overlaykit.overlay.nodes import UPPER, Found, Handle, Node
+from overlaykit.overlay.nodes import INDEX, UPPER, Found, Handle, Node
 from overlaykit.tree.whiteout import WhiteoutFormat
+
+if TYPE_CHECKING:
+    from overlaykit.overlay.index import Index
 
 ASK = 4  # lookups in a directory before all its lower names are read at once: a listing costs as much as a few lookups
 KEEP_OPEN = 16  # lowers in a stack up to which directories of lowers stay open: descriptors against system calls
@@ -37,7 +41,10 @@ class Stack:
 
     lowers  bottom first
     data    layers that only a metacopy's redirect can reach, bottom first
+    index   where the copies of lower files with several names are; None: such names break apart
     """
+
+    index: Index | None = None
 
     def __init__(
         self, lowers: Sequence[Layer], markers: Markers, *, upper: Handle | None = None, data: Sequence[Layer] = ()
@@ -121,6 +128,8 @@ class Stack:
         st = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
         if self.layers[layer].live and self.markers.is_whiteout(st, directory.fd, name):
             return None
+        if self.index is not None and st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
+            return self.index.find(directory.fd, name, layer, st) or Found(st, layer)
         return Found(st, layer)
 
     def find_self(self, node: Node) -> Found:
@@ -130,10 +139,13 @@ class Stack:
         return Found(os.stat(".", dir_fd=self.lower(node, layer).fd), layer)
 
     def handle(self, node: Node, layer: int) -> Handle:
-        """`node`'s directory in `layer` (UPPER too). Hold on to it while its descriptor is in use."""
+        """`node`'s directory in `layer` (UPPER and INDEX too). Hold on to it while its descriptor is in use."""
         if layer == UPPER:
             assert node.upper is not None
             return node.upper
+        if layer == INDEX:
+            assert self.index is not None
+            return self.index.handle
         return self.lower(node, layer)
 
     # --- directories ----------------------------------------------------------------------------------------------
@@ -188,6 +200,8 @@ class Stack:
                 continue
             if look is not Look.DIR:
                 break
+            if out and out[-1][1] == path:
+                path = out[-1][1]  # nearly always, and then one text is enough for all layers
             out.append((number, path))
             # The bottom can say nothing about what is below; any other may redirect to layers its parent does not merge.
             if stop or number == 0 or layer.is_opaque(handle, path):
@@ -237,17 +251,17 @@ class Stack:
         EPERM where redirects are not followed, EIO if there is no data anywhere.
         """
         number = found.layer
-        handle = self.handle(node, number)
-        if not self.markers.is_metacopy(found.st, handle.fd, name):
-            return handle, name
-        absolute, todo = "", [lower for lower in node.lowers if number == UPPER or lower[0] < number]
-        redirect = self.markers.redirect(handle.fd, name)
+        handle, base = self.handle(node, number), found.entry or name
+        if not self.markers.is_metacopy(found.st, handle.fd, base):
+            return handle, base
+        absolute, todo = "", [lower for lower in node.lowers if number < 0 or lower[0] < number]
+        redirect = self.markers.redirect(handle.fd, base)
         stop = False
         while self.follows:
             if redirect is not None:
                 if redirect[0] == "/":
                     absolute = redirect[1:]
-                    todo = [lower for lower in self.root.lowers if number == UPPER or lower[0] < number]
+                    todo = [lower for lower in self.root.lowers if number < 0 or lower[0] < number]
                 elif absolute:
                     absolute = join(absolute.rpartition("/")[0], redirect)
                 else:

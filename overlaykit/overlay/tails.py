@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from typing import Protocol
 
 import numpy as np
 
 from overlaykit._ext import extract
 from overlaykit.errors import InvalidLayer
-from overlaykit.tree.tarball import read_map
+from overlaykit.tree.sparse import Pieces
 
 
 class HasTail(Protocol):
@@ -66,34 +65,17 @@ class SparseTail(Tail):
         self, fd: int, left: int, path: bytes, entry: np.void, pieces: list[tuple[int, int]] | None, size: int
     ) -> None:
         super().__init__(fd, left, path, entry)
-        self.pieces = None if pieces is None else deque(pieces)
+        self.pieces = Pieces(pieces)
         self.size = size
-        self.head = b""
 
     def write(self, data: memoryview) -> None:
-        if self.pieces is None:
-            self.head += data
-            found = read_map(self.head)
-            if found is None:
-                if self.left <= 0:
-                    raise InvalidLayer("a sparse file whose map is not whole")
-                return
-            self.pieces, used = deque(found[0]), found[1]
-            data, self.head = memoryview(self.head)[used:], b""
-        while len(data) and self.pieces:
-            offset, size = self.pieces[0]
-            part = data[:size]
+        for offset, part in self.pieces.place(data):
             os.lseek(self.fd, offset, os.SEEK_SET)
             write_all(self.fd, part)
-            data = data[len(part) :]
-            self.pieces[0] = (offset + len(part), size - len(part))
-            if len(part) == size:
-                self.pieces.popleft()
 
     def complete(self) -> None:
         """Give the file its size, all content being there. InvalidLayer if it is not."""
-        if self.pieces is None or any(size for _, size in self.pieces):
-            raise InvalidLayer("a sparse file with less content than its map says")
+        self.pieces.complete()
         os.ftruncate(self.fd, self.size)
 
     def end(self, application: HasTail) -> int:

@@ -6,7 +6,6 @@ nowhere but into the merged tree. str or bytes, as in os.
 
 from __future__ import annotations
 
-import builtins
 import errno
 import functools
 import os
@@ -15,15 +14,14 @@ from collections.abc import Iterator, Sequence
 from os import stat as os_stat
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, overload
+from typing import NoReturn, Self, overload
 
 from overlaykit.overlay.entries import DirEntry, Entries
 from overlaykit.overlay.layers import DiskLayer, Layer, TreeLayer, read_names
 from overlaykit.overlay.markers import Markers, place
 from overlaykit.overlay.nodes import Found, Handle, Node
-from overlaykit.overlay.osnames import DOTS
 from overlaykit.overlay.readonly import ReadOnly
-from overlaykit.overlay.resolve import AnyPath, Last, Place, Raced, Resolver, names_path, text
+from overlaykit.overlay.resolve import DOTS, AnyPath, Last, Place, Raced, Resolver, names_path, text
 from overlaykit.overlay.stack import Stack, fail
 from overlaykit.tree.table import StrPath, Tree
 from overlaykit.tree.whiteout import WhiteoutFormat
@@ -43,6 +41,8 @@ def most_open() -> int:
 
 def open_layers(lowers: Sequence[StrPath], trees: Sequence[Tree | None] | None, markers: Markers) -> list[Layer]:
     """The layers of directories `lowers`, which the trees (if given) describe."""
+    if isinstance(lowers, str | bytes):
+        raise TypeError(f"lowers are a list of directories, and not one: {lowers!r}")
     if trees is not None and len(trees) != len(lowers):
         raise ValueError(f"{len(lowers)} lowers, but {len(trees)} trees")
     roots = [Handle(os.open(lower, DIRECTORY_FLAGS)) for lower in lowers]
@@ -107,6 +107,15 @@ class View(ReadOnly):
     def closed(self) -> bool:
         return self._closed
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._what()}>"
+
+    def _what(self) -> str:
+        return "closed" if self._closed else f"of {len(self._stack.layers)} lowers"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} can be neither copied nor pickled: it has directories open")
+
     def __enter__(self) -> Self:
         return self
 
@@ -127,9 +136,10 @@ class View(ReadOnly):
             raise fail(errno.ENOENT)
         return place
 
-    def _handle(self, place: Place) -> Handle:
+    def _real(self, place: Place) -> tuple[Handle, str]:
+        """The directory on disk that has what is at `place`, and its name there."""
         assert place.found is not None
-        return self._stack.handle(place.node, place.found.layer)
+        return self._stack.handle(place.node, place.found.layer), place.found.entry or place.name
 
     def _if_still_there(self, place: Place) -> None:
         """For a system call that failed outside the lock: Raced if that is because another thread was there in between."""
@@ -141,7 +151,7 @@ class View(ReadOnly):
     # --- attributes -----------------------------------------------------------------------------------------------
 
     def stat(self, path: AnyPath, *, follow_symlinks: bool = True) -> os.stat_result:
-        """os.stat of `path`, with the inode number of the layer that gives it."""
+        """os.stat of `path`. A copy goes on having the number of its lower file, as far as that can be known."""
         if type(path) is str:
             head, _, name = path.rpartition("/")
             node = self._known.get(head)
@@ -155,21 +165,31 @@ class View(ReadOnly):
                     else:
                         kind = st.st_mode & 0o170000
                         if (kind == 0o100000 and st.st_size) or kind == 0o040000:
-                            return st
+                            return st if node.impure is False else self._numbered(st, node, name)
                         return self._stat(path, follow_symlinks)
                 names = node.names
                 if names is not None and (value := names.get(name, 0)) & 1:  # Look.FILE or Look.DIR
                     try:
-                        return os_stat(name, dir_fd=node.handles[value >> 2].fd, follow_symlinks=False)
+                        st = os_stat(name, dir_fd=node.handles[value >> 2].fd, follow_symlinks=False)
                     except (OSError, KeyError):
                         pass
+                    else:
+                        if self._stack.index is None or st.st_nlink == 1:
+                            return st
         return self._stat(path, follow_symlinks)
 
     @names_path
     def _stat(self, path: AnyPath, follow_symlinks: bool) -> os.stat_result:
-        found = self._reach(path, follow=follow_symlinks).found
-        assert found is not None
-        return found.st
+        return self._shown(self._reach(path, follow=follow_symlinks))
+
+    def _shown(self, place: Place) -> os.stat_result:
+        """What stat says of `place`."""
+        assert place.found is not None
+        return place.found.st
+
+    def _numbered(self, st: os.stat_result, node: Node, name: str) -> os.stat_result:
+        """`st` of `name`, which upper's directory of `node` has, as it is shown."""
+        return st
 
     def lstat(self, path: AnyPath) -> os.stat_result:
         """os.lstat of `path`."""
@@ -178,8 +198,7 @@ class View(ReadOnly):
     @names_path
     def statvfs(self, path: AnyPath = "/") -> os.statvfs_result:
         """os.statvfs of the file system that `path` is on: upper's, once it is copied up."""
-        place = self._reach(path)
-        handle = self._handle(place)
+        handle, _ = self._real(self._reach(path))
         return os.statvfs(handle.fd)
 
     @names_path
@@ -192,8 +211,8 @@ class View(ReadOnly):
         assert place.found is not None
         if mode & os.W_OK and not self._accepts_writes(place.found):
             return False
-        handle = self._handle(place)
-        return os.access(place.name, mode, dir_fd=handle.fd, effective_ids=effective_ids, follow_symlinks=False)
+        handle, name = self._real(place)
+        return os.access(name, mode, dir_fd=handle.fd, effective_ids=effective_ids, follow_symlinks=False)
 
     def _accepts_writes(self, found: Found) -> bool:
         return not (stat.S_ISREG(found.st.st_mode) or stat.S_ISDIR(found.st.st_mode) or stat.S_ISLNK(found.st.st_mode))
@@ -210,9 +229,9 @@ class View(ReadOnly):
     @names_path
     def _readlink(self, path: AnyPath) -> str:
         place = self._reach(path, follow=False)
-        handle = self._handle(place)
+        handle, name = self._real(place)
         try:
-            return os.readlink(place.name, dir_fd=handle.fd)
+            return os.readlink(name, dir_fd=handle.fd)
         except OSError:
             self._if_still_there(place)
             raise
@@ -221,10 +240,10 @@ class View(ReadOnly):
     def getxattr(self, path: AnyPath, attribute: str | bytes, *, follow_symlinks: bool = True) -> bytes:
         """The value of an xattr. The overlay's own are hidden (ENODATA), as in a mount."""
         found = self._reach(path, follow=follow_symlinks)
-        handle = self._handle(found)
+        handle, base = self._real(found)
         name = self._markers.escape(os.fsdecode(attribute))
         try:
-            return os.getxattr(place(handle.fd, found.name), name, follow_symlinks=False)
+            return os.getxattr(place(handle.fd, base), name, follow_symlinks=False)
         except OSError:
             self._if_still_there(found)
             raise
@@ -233,8 +252,8 @@ class View(ReadOnly):
     def listxattr(self, path: AnyPath = "/", *, follow_symlinks: bool = True) -> list[str]:
         """The names of all xattrs but the overlay's own."""
         found = self._reach(path, follow=follow_symlinks)
-        handle = self._handle(found)
-        return self._markers.visible(os.listxattr(place(handle.fd, found.name), follow_symlinks=False))
+        handle, base = self._real(found)
+        return self._markers.visible(os.listxattr(place(handle.fd, base), follow_symlinks=False))
 
     # --- directories ----------------------------------------------------------------------------------------------
 
@@ -355,7 +374,7 @@ class View(ReadOnly):
                 raise fail(errno.EROFS)
             handle, name = self._stack.source(place.node, place.name, place.found)
         else:
-            handle, name = self._handle(place), place.name
+            handle, name = self._real(place)
         return self._open_real(place, handle, name, flags)
 
     def _open_real(self, place: Place, handle: Handle, name: str, flags: int) -> int:
@@ -370,26 +389,6 @@ class View(ReadOnly):
 
     def _create_unnamed(self, place: Place, flags: int, mode: int) -> int:
         raise fail(errno.EROFS)
-
-    def open(
-        self,
-        path: AnyPath,
-        mode: str = "r",
-        buffering: int = -1,
-        encoding: str | None = None,
-        errors: str | None = None,
-        newline: str | None = None,
-    ) -> IO[Any]:
-        """A file object, as the builtin open makes it: of the real file, on a real descriptor."""
-        return builtins.open(
-            os.fspath(path),
-            mode,
-            buffering,
-            encoding,
-            errors,
-            newline,
-            opener=lambda p, flags: self.open_fd(p, flags, 0o666),
-        )
 
     def names(self, path: AnyPath = "/") -> Iterator[str]:
         """The names in directory `path`, one after another."""

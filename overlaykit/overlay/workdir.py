@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from overlaykit.errors import InUse, Unsupported
+from overlaykit.overlay.below import remove
 from overlaykit.overlay.markers import place
 from overlaykit.overlay.nodes import Handle
 from overlaykit.tree.table import StrPath
@@ -35,6 +35,18 @@ def check_apart(lowers: Sequence[StrPath], upper: StrPath, work: StrPath) -> Non
                 raise Unsupported(f"{what} {directory} and lower {lower}: one must not be in the other")
 
 
+def check_together(upper: StrPath, work: StrPath) -> None:
+    """Unsupported if one is in the other, or they are on different file systems: the kernel refuses that too (EINVAL)."""
+    a, b = Path(upper).resolve(), Path(work).resolve()
+    if a == b or a in b.parents or b in a.parents:
+        raise Unsupported(f"upper {upper} and work {work}: one must not be in the other")
+    if os.stat(upper).st_dev != os.stat(work).st_dev:
+        raise Unsupported(
+            f"upper {upper} and work {work} are on different file systems",
+            hint="choose a work directory beside upper: what is made there is renamed into it",
+        )
+
+
 def open_work(upper: StrPath, work: StrPath, *, volatile: bool) -> tuple[Handle, Handle, Handle]:
     """Directory handles of upper, of work/work, and the lock that goes with the last reference to it.
 
@@ -43,14 +55,7 @@ def open_work(upper: StrPath, work: StrPath, *, volatile: bool) -> tuple[Handle,
     flags = os.O_DIRECTORY | os.O_CLOEXEC
     upper_handle = Handle(os.open(upper, flags | os.O_PATH))
     lock = Handle(os.open(work, flags | os.O_RDONLY))
-    a, b = Path(upper).resolve(), Path(work).resolve()
-    if a == b or a in b.parents or b in a.parents:
-        raise Unsupported(f"upper {upper} and work {work}: one must not be in the other")
-    if os.fstat(upper_handle.fd).st_dev != os.fstat(lock.fd).st_dev:
-        raise Unsupported(
-            f"upper {upper} and work {work} are on different file systems",
-            hint="choose a work directory beside upper: what is made there is renamed into it",
-        )
+    check_together(upper, work)
     if strangers := sorted(set(os.listdir(lock.fd)) - {"work", "index"}):
         raise Unsupported(
             f"work {work} is not empty: it has {strangers[0]!r}",
@@ -81,10 +86,7 @@ def open_work(upper: StrPath, work: StrPath, *, volatile: bool) -> tuple[Handle,
 def clear(inner: Handle) -> None:
     """Remove what an overlay that was killed left behind."""
     for name in os.listdir(inner.fd):
-        try:
-            os.unlink(name, dir_fd=inner.fd)
-        except (IsADirectoryError, PermissionError):
-            shutil.rmtree(name, dir_fd=inner.fd)
+        remove(inner.fd, name)
 
 
 def probe_format(inner: Handle) -> WhiteoutFormat:

@@ -11,18 +11,20 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
-from os import open as os_open
+from os import fsencode
 from os import unlink as os_unlink
 from typing import TypeVar
 
+from overlaykit._ext.opening import open_there
 from overlaykit.errors import Unsupported
 from overlaykit.overlay import rename as renaming
 from overlaykit.overlay.attributes import Attributes
 from overlaykit.overlay.copyup import Upper
+from overlaykit.overlay.index import Index
 from overlaykit.overlay.markers import WHITEOUT_DEV, Markers, is_whiteout_device
 from overlaykit.overlay.mount import Mount, mount, mount_fuse, overlay_mount
-from overlaykit.overlay.nodes import UPPER, Found, Node
-from overlaykit.overlay.osnames import DOTS
+from overlaykit.overlay.nodes import INDEX, UPPER, Found, Node
+from overlaykit.overlay.origin import Origins
 from overlaykit.overlay.resolve import AnyPath, Last, Place, Raced, names_path
 from overlaykit.overlay.stack import Stack, fail
 from overlaykit.overlay.view import WRITES, open_layers
@@ -32,9 +34,11 @@ from overlaykit.tree.whiteout import WhiteoutFormat
 
 R = TypeVar("R")
 
+CREATE, EXCLUSIVE, CLOSE = os.O_CREAT, os.O_EXCL, os.O_CLOEXEC
+LOG = CREATE | os.O_APPEND  # mostly it is there already
 NEW_FILE = os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-CREATE = os.O_CREAT
-NEW_OR_NOT = CREATE | os.O_PATH | os.O_DIRECTORY | os.O_TMPFILE  # of these, a plain new file has CREATE alone
+WRITING = os.O_WRONLY | os.O_RDWR
+NO_FILE = os.O_PATH | os.O_DIRECTORY | os.O_TMPFILE
 
 
 class Overlay(Attributes):
@@ -44,6 +48,7 @@ class Overlay(Attributes):
     userxattr     marks in user.overlay.* (True), trusted.overlay.* (False), or as the process may (None)
     redirect_dir  directories that a lower has may be renamed; else that is EXDEV
     metacopy      changing only attributes of a lower file copies no data
+    index         names of one lower file go on being names of one file; else each breaks away when it is changed
     volatile      nothing is synced; an upper that was so used is refused afterwards
     trees, data   as in View
 
@@ -64,10 +69,10 @@ class Overlay(Attributes):
         trees: Sequence[Tree | None] | None = None,
         data: Sequence[StrPath] = (),
     ) -> None:
-        if index:
-            raise Unsupported("index=on is not implemented: hard links of lower files break when one is written to")
         if not lowers:
             raise ValueError("an overlay needs at least one lower directory")
+        if isinstance(lowers, str | bytes):
+            raise TypeError(f"lowers are a list of directories, and not one: {lowers!r}")
         check_apart([*lowers, *data], upper, work)
         upper_handle, inner, lock = open_work(upper, work, volatile=volatile)
         if userxattr is None:
@@ -83,14 +88,17 @@ class Overlay(Attributes):
         self._setup(stack)
         self._lock = threading.Lock()
         self._work_lock = lock
-        self._upper: Upper = Upper(stack, inner, metacopy=metacopy, sync=not volatile)
+        origins = Origins([layer.root for layer in stack.layers], markers)
+        if index:
+            stack.index = Index(lock, upper_handle, origins, work)
+        self._upper: Upper = Upper(stack, inner, origins, metacopy=metacopy, sync=not volatile)
         self._privileged = os.geteuid() == 0
         self.redirect_dir = redirect_dir or metacopy  # the kernel couples them too: a metacopy that moves needs one
         self._directories = (
             [os.path.abspath(lower) for lower in lowers], os.path.abspath(upper), os.path.abspath(work),
             [os.path.abspath(layer) for layer in data],
         )  # fmt: skip
-        self._metacopy, self._volatile = metacopy, volatile
+        self._metacopy, self._index, self._volatile = metacopy, index, volatile
 
     def close(self) -> None:
         """Let go of all directories and of the lock on work. Closing twice is no error."""
@@ -99,12 +107,15 @@ class Overlay(Attributes):
                 super().close()
                 del self._work_lock, self._upper
 
+    def _what(self) -> str:
+        return f"{self._directories[1]} {super()._what()}"
+
     def mount_spec(self, target: StrPath = "") -> Mount:
         """The mount that shows the kernel's view of the same directories."""
         lowers, upper, work, data = self._directories
         return overlay_mount(
             lowers, upper, work, target, data=data, userxattr=self._markers.form is WhiteoutFormat.USERXATTR,
-            redirect_dir=self.redirect_dir, metacopy=self._metacopy, volatile=self._volatile,
+            redirect_dir=self.redirect_dir, metacopy=self._metacopy, index=self._index, volatile=self._volatile,
         )  # fmt: skip
 
     def mount(self, target: StrPath) -> Mount:
@@ -121,6 +132,30 @@ class Overlay(Attributes):
                 return mount_fuse(what)
             except Unsupported as e:
                 raise refusal from e
+
+    # --- numbers --------------------------------------------------------------------------------------------------
+
+    def _shown(self, place: Place) -> os.stat_result:
+        found, node, name = place.found, place.node, place.name
+        assert found is not None
+        if found.layer == UPPER and name != ".":
+            return self._numbered(found.st, node, name)
+        if found.layer == UPPER and node.parent is not None:
+            return self._numbered(found.st, node.parent, node.name)
+        if found.layer == INDEX:
+            assert self._stack.index is not None
+            return self._stack.index.shown(found.st, self._stack.index.handle.fd, found.entry)
+        return found.st
+
+    def _numbered(self, st: os.stat_result, node: Node, name: str) -> os.stat_result:
+        if node.impure is None:
+            with self._lock:
+                self._upper.origins.is_impure(node)
+        if not node.impure:
+            return st
+        if self._stack.index is not None and st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
+            return self._stack.index.shown(st, node.upper_fd, name)
+        return self._upper.origins.shown(st, node.upper_fd, name)
 
     # --- rights ---------------------------------------------------------------------------------------------------
     #
@@ -149,7 +184,7 @@ class Overlay(Attributes):
 
     # --- making names ---------------------------------------------------------------------------------------------
 
-    def _make(self, path: AnyPath, create: Callable[[int, str], R], *, directory: bool = False) -> R:
+    def _make(self, path: AnyPath, create: Callable[[int, str], R], *, directory: bool = False, refused: bool = False) -> R:
         with self._lock:
             place = self._walk(path, parent=True)
             if place.last is not Last.NAME or place.found is not None:
@@ -159,6 +194,8 @@ class Overlay(Attributes):
             if place.node.dead:
                 raise fail(errno.ENOENT)
             self._may_change(place.node)
+            if refused:
+                raise fail(errno.EPERM)
             return self._upper.make(place.node, place.name, create, directory=directory)
 
     @names_path
@@ -169,13 +206,8 @@ class Overlay(Attributes):
     @names_path
     def mknod(self, path: AnyPath, mode: int = 0o600, device: int = 0) -> None:
         """os.mknod. A character device 0:0 would be a whiteout: EPERM."""
-        if stat.S_ISCHR(mode) and device == WHITEOUT_DEV:
-            self._make(path, self._refuse)
-        self._make(path, lambda fd, name: os.mknod(name, mode, device, dir_fd=fd))
-
-    @staticmethod
-    def _refuse(fd: int, name: str) -> None:
-        raise fail(errno.EPERM)
+        refused = stat.S_ISCHR(mode) and device == WHITEOUT_DEV
+        self._make(path, lambda fd, name: os.mknod(name, mode, device, dir_fd=fd), refused=refused)
 
     @names_path
     def mkfifo(self, path: AnyPath, mode: int = 0o666) -> None:
@@ -186,6 +218,8 @@ class Overlay(Attributes):
         """os.symlink: `dst` points to `src`, whatever that is."""
         target = os.fsdecode(src)
         try:
+            if not target:
+                raise fail(errno.ENOENT)
             self._make(dst, lambda fd, name: os.symlink(target, name, dir_fd=fd))
         except OSError as e:
             e.filename, e.filename2 = os.fspath(src), os.fspath(dst)
@@ -206,6 +240,8 @@ class Overlay(Attributes):
                     raise fail(errno.EPERM)
                 handle, base = self._lift(old, attributes=True)
                 renaming.set_data_redirect(self, old, samedir=False)
+                self._upper.copy_up_dir(new.node)
+                self._upper.origins.moves(handle.fd, base, new.node)
                 self._upper.make(
                     new.node, new.name,
                     lambda fd, name: os.link(base, name, src_dir_fd=handle.fd, dst_dir_fd=fd, follow_symlinks=False),
@@ -226,17 +262,21 @@ class Overlay(Attributes):
 
         One that was opened read-only before a copy-up goes on reading the lower file, as on kernels before 4.19.
         """
-        if flags & NEW_OR_NOT == CREATE and type(path) is str:
+        if flags & (CREATE | WRITING) and not flags & NO_FILE and type(path) is str:
             head, _, name = path.rpartition("/")
             node = self._known.get(head)
-            # A name no lower has: make it. If upper has it, or anything else is odd, take the long way.
-            if node is not None and (names := node.names) is not None and name not in names and name not in DOTS:
-                with self._lock:
-                    if node.upper_fd >= 0 and not node.dead:
-                        try:
-                            return os_open(name, flags | NEW_FILE, mode, dir_fd=node.upper_fd)
-                        except OSError:
-                            pass
+            # The short ways: make what no lower has, open what upper has. If anything is odd, take the long way.
+            if node is not None and node.upper_fd >= 0 and not node.dead:
+                base, own, fd = fsencode(name), self._markers.own, -1
+                if flags & CREATE and flags & LOG != LOG and (names := node.names) is not None and name not in names:
+                    with self._lock:
+                        if not node.dead:
+                            fd = open_there(node.upper_fd, base, flags | NEW_FILE, mode, own)
+                if fd < 0 and flags & WRITING and not flags & EXCLUSIVE:
+                    # No lock: no name changes, and to open a FIFO may take forever.
+                    fd = open_there(node.upper_fd, base, flags | CLOSE, mode, own)
+                if fd >= 0:
+                    return fd
         return self._open(path, flags, mode)
 
     def _create(self, place: Place, flags: int, mode: int) -> int:
@@ -274,10 +314,10 @@ class Overlay(Attributes):
                 raise Raced
             place = place._replace(found=found)
             self._allows(place, access | (os.W_OK if flags & os.O_TRUNC else 0))
-            if found.layer == UPPER:
-                self._upper.complete(place.node, place.name, found, data=not flags & os.O_TRUNC)
-            else:
-                self._upper.copy_up(place.node, place.name, found, data=not flags & os.O_TRUNC)
+            data = not flags & os.O_TRUNC
+            self._upper.copy_up(place.node, place.name, found, data=data)
+            if found.layer < 0:
+                self._upper.complete(place.node, place.name, found, data=data)
             found = self._stack.find(place.node, place.name)
             assert place.node.upper is not None
             if found is None:
@@ -288,15 +328,19 @@ class Overlay(Attributes):
 
     def unlink(self, path: AnyPath) -> None:
         """os.unlink. A name that a lower gives leaves a whiteout."""
-        if type(path) is str and not self._resolver.known_by_links:
+        if type(path) is str and not self._resolver.known_by_links and self._stack.index is None:
             head, _, name = path.rpartition("/")
             node = self._known.get(head)
             if node is not None and node.foreign is False and (names := node.names) is not None and name not in names:
                 # No lock: it is one system call, on a name whose removal leaves nothing to do.
                 try:
-                    return os_unlink(name, dir_fd=node.upper_fd)
+                    os_unlink(name, dir_fd=node.upper_fd)
                 except OSError:
                     pass
+                else:
+                    if node.impure is not False:
+                        self._upper.origins.forget()
+                    return None
         return self._unlink(path)
 
     remove = unlink
@@ -317,24 +361,31 @@ class Overlay(Attributes):
                 raise fail(errno.EISDIR)
             covers = self._stack.find_lower(node, name) >= 0
             self._upper.copy_up_dir(node)
+            found, entry = self._upper.counted(node, name, found)
             if covers:
                 self._upper.whiteout(node, name, over=found if found.layer == UPPER else None)
             else:
                 os.unlink(name, dir_fd=node.upper_fd)
                 if node.foreign is None:
-                    node.foreign = self._has_foreign_whiteouts(node)
+                    node.foreign = self._has_foreign(node)
+            self._upper.lost_name(entry)
             if stat.S_ISLNK(found.st.st_mode):
                 self._resolver.forget_links()
 
-    def _has_foreign_whiteouts(self, node: Node) -> bool:
-        """Whether upper hides names in `node` that no lower has: those are not there to be unlinked.
+    def _has_foreign(self, node: Node) -> bool:
+        """Whether upper has names in `node` that no lower has and that are not what they look like: whiteouts, which are
+        not there to be removed, and directories with lower parts from elsewhere, which look empty.
 
-        We never leave such whiteouts, so one look is enough.
+        We leave no such whiteouts, and say so when we move such a directory: one look is enough.
         """
         names = self._stack.lower_names(node)
         with os.scandir(f"/proc/self/fd/{node.upper_fd}") as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False) or entry.is_symlink() or entry.name in names:
+                if entry.is_symlink() or entry.name in names:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    if self._markers.redirect(node.upper_fd, entry.name):
+                        return True
                     continue
                 st = entry.stat(follow_symlinks=False) if not entry.is_file(follow_symlinks=False) else None
                 if st is not None and is_whiteout_device(st):
@@ -363,12 +414,14 @@ class Overlay(Attributes):
                 self._upper.whiteout(node, name, over=found if found.layer == UPPER else None)
             else:
                 self._upper.remove_dir(node, name)
+            self._upper.lost_name("")
             kid.die()
             node.children.pop(name, None)
 
     def rmtree(self, path: AnyPath, ignore_errors: bool = False) -> None:
-        """shutil.rmtree. For root a tree goes in one step, seen by others whole or not at all, whatever its size."""
-        if not self._privileged:
+        """shutil.rmtree. For root a tree goes in one step, seen by others whole or not at all, whatever its size: but not
+        with an index, which counts name by name."""
+        if not self._privileged or self._stack.index is not None:
             super().rmtree(path, ignore_errors)
             return
         try:
@@ -394,6 +447,7 @@ class Overlay(Attributes):
                 self._upper.whiteout(node, name, over=place.found if place.found.layer == UPPER else None)
             else:
                 self._upper.discard(node, name)
+            self._upper.lost_name("")
             kid = node.children.pop(name, None)
             if kid is not None:
                 kid.die()
@@ -405,7 +459,8 @@ class Overlay(Attributes):
         """os.rename; flags: NOREPLACE (1) or EXCHANGE (2) of renameat2(2)."""
         try:
             with self._lock:
-                renaming.rename(self, src, dst, flags)
+                if flags or not renaming.rename_own(self, src, dst):
+                    renaming.rename(self, src, dst, flags)
         except OSError as e:
             e.filename, e.filename2 = os.fspath(src), os.fspath(dst)
             raise

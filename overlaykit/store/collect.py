@@ -8,6 +8,7 @@ view or has a name in a container, and what a live lease names. All that is deci
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,12 @@ from pathlib import Path
 from overlaykit.errors import IntegrityError, InvalidImage, NotFound
 from overlaykit.oci import Descriptor, Digest, Layout, chain_ids
 from overlaykit.oci.image import BlobImage, ImageIndex
+from overlaykit.store import volumeleft
+from overlaykit.store.disk import remove_tree
 from overlaykit.store.leases import Lease, Leases, exclusion
 from overlaykit.store.records import Records
 from overlaykit.store.snapshots import COMMITTED, Snapshot, Snapshotter
+from overlaykit.store.volumes import Volumes
 
 logger = logging.getLogger(__name__)
 NAMED = "SELECT key FROM snapshots WHERE id IN (SELECT snapshot FROM container_snapshots)"
@@ -35,21 +39,46 @@ class Freed:
 class Collector:
     """Removes from one store what nobody needs."""
 
-    def __init__(self, root: Path, layout: Layout, records: Records, snapshots: Snapshotter) -> None:
-        self._layout, self._records, self._snapshots = layout, records, snapshots
-        self.leases = Leases(root / "leases", self.clear)
+    def __init__(self, root: Path, layout: Layout, records: Records, snapshots: Snapshotter, volumes: Volumes) -> None:
+        self._layout, self._records, self._snapshots, self._volumes = layout, records, snapshots, volumes
+        self.leases = volumes.leases = Leases(root / "leases", self._clear_dead)
 
     def collect(self) -> Freed:
-        """Remove everything that nobody needs, directories that belong to no snapshot included."""
+        """Remove every blob and layer that nobody needs, and what dead operations left.
+
+        A directory that neither a snapshot nor a lease explains is fsck's, which moves it to lost+found, unless there is no
+        file in it.
+        """
         self._layout.clear_stale_ingests()
         things = {*self._layout.digests(), *(snapshot.key for snapshot in self._snapshots.walk(COMMITTED))}
-        things |= {f"snapshots/{path.name}" for path in self._snapshots.folder.iterdir()}
         with self.leases.hold() as lease:
-            return self._sweep(things, lease)
+            freed = self._sweep(things, lease)
+        self.leases.recover()
+        with self.leases.hold() as lease:
+            freed.size += sum(map(remove_tree, self._shells(lease)))
+        return freed
+
+    def _shells(self, own: Lease) -> list[Path]:
+        """Directories without any file that no snapshot has: a container was being created when the power failed."""
+        found = list(self._snapshots.folder.iterdir())
+        with exclusion(self.leases.folder):
+            held = self.leases.held(besides=own)
+        known = {snapshot.id for snapshot in self._snapshots.walk()}  # asked last: a lease lasts until there is a row
+        loose = [path for path in found if path.name not in known and f"snapshots/{path.name}" not in held]
+        return [path for path in loose if not any(names for *_, names in os.walk(path))]
 
     def clear(self, lease: Lease) -> Freed:
         """Remove what `lease` names and nobody else needs."""
-        return self._sweep(lease.things(), lease)
+        left = volumeleft.clear(self._volumes, lease)
+        things = {thing for thing in lease.things() if not volumeleft.is_of_volumes(thing)}
+        freed = self._sweep(things, lease) if things else Freed()
+        lease.keep(left)
+        return freed
+
+    def _clear_dead(self, lease: Lease) -> None:
+        """The same of an operation that failed or was killed, perhaps while it changed the records."""
+        self._records.settle()
+        self.clear(lease)
 
     def drop(self, own: Lease, *, spare: Set[str] = frozenset()) -> int:
         """Remove what `own` names and nobody else needs: bytes that came free on disk. spare: what surely is needed.
@@ -79,7 +108,9 @@ class Collector:
             unneeded = {snapshot.key: snapshot for snapshot in self._unneeded(things - names)}
             doomed = [snapshot for name, snapshot in unneeded.items() if name not in self._with_parents(held)]
             loose = {thing for thing in things - blobs if ":" in thing and self._layout.has(thing)}
-            own.note(*(f"snapshots/{snapshot.id}" for snapshot in doomed))
+            if doomed:
+                own.note(*(f"snapshots/{snapshot.id}" for snapshot in doomed))
+                own.sync()
             with self._records.transaction():
                 for snapshot in reversed(doomed):  # children are younger than their parents
                     self._snapshots.forget(snapshot.id)
@@ -89,7 +120,8 @@ class Collector:
                 freed.blobs.append(digest)
             directories = {f"snapshots/{snapshot.id}" for snapshot in doomed}
             directories |= {thing for thing in things if thing.startswith("snapshots/")}
-            directories -= {f"snapshots/{snapshot.id}" for snapshot in self._snapshots.walk()}
+            for snapshot in self._snapshots.walk():
+                directories -= {f"snapshots/{snapshot.id}", f"snapshots/{snapshot.id}/{_part(snapshot)}"}
             used, directories = directories & held, directories - held
         for directory in sorted(directories):
             freed.size += self._snapshots.remove_directory(directory.removeprefix("snapshots/"))
@@ -157,3 +189,8 @@ class Collector:
                 f"nothing was removed, since it cannot be known what else is needed: {e}",
                 hint="load or pull the image again, which puts the damaged file right",
             ) from e
+
+
+def _part(snapshot: Snapshot) -> str:
+    """The directory in a snapshot's own that it needs as long as it is what it is; freezing it makes one and takes one."""
+    return "tree" if snapshot.kind == COMMITTED else "work"

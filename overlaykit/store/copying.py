@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from overlaykit.errors import InvalidReference, Unsupported
 from overlaykit.overlay.folder import Folder
-from overlaykit.overlay.osnames import MAGIC, join
+from overlaykit.overlay.osnames import join
+from overlaykit.overlay.patterns import MAGIC
 from overlaykit.overlay.stack import fail
 from overlaykit.store import tarstreams
 from overlaykit.store.items import Advance, Item, walk
@@ -175,10 +176,30 @@ def _landing(source: Source, target: Place) -> tuple[str, bool]:
 
 def _refuse_loops(source: Source, target: Place, path: str) -> None:
     """Unsupported for a directory that is to be copied into itself: it would never end."""
-    if source.is_dir and not target.is_host and source.place.tree == target.tree:
+    if not source.is_dir:
+        return
+    # A volume or a bind may be in several containers, or be the target itself.
+    shown = {_inode(place) for place in source.place.fs.host_paths(source.path, below=True)} - {None}
+    for place in target.fs.host_paths(posixpath.dirname(path)) if shown else ():
+        while _inode(place) not in shown:
+            if place in ("/", ""):
+                break
+            place = posixpath.dirname(place)
+        else:
+            what = f"{source.place.prefix}{source.path}"
+            raise Unsupported(f"{what} cannot be copied into itself: {target.prefix}{path} is in a directory that it shows")
+    if not target.is_host and source.place.tree == target.tree:
         real = str(target.fs.path(posixpath.dirname(path)).resolve())
         if f"{real}/".startswith(f"{source.path.rstrip('/')}/"):
             raise Unsupported(f"{source.place.prefix}{source.path} cannot be copied into itself: {target.prefix}{path}")
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        st = os.stat(path)
+    except OSError:  # it has just been removed, or is in a tmpfs that is mounted nowhere
+        return None
+    return st.st_dev, st.st_ino
 
 
 def _copy_out(source: Source, out: BinaryIO, copied: Copied, exclude: tuple[str, ...], advance: Advance) -> None:

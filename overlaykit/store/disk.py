@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlaykit.overlay import below
+from overlaykit.overlay.below import DIRECTORY, open_to_change
 from overlaykit.tree.table import StrPath
 
 
@@ -24,9 +26,13 @@ class Usage:
 
 def usage(directory: StrPath) -> Usage:
     """What `directory` and all in it take; nothing if it is not there."""
+    return _sum(_stats(directory, _open))
+
+
+def _sum(stats: Iterable[os.stat_result]) -> Usage:
     size = inodes = 0
     linked: set[tuple[int, int]] = set()
-    for st in _stats(directory):
+    for st in stats:
         if st.st_nlink > 1 and not stat.S_ISDIR(st.st_mode):
             if (st.st_dev, st.st_ino) in linked:
                 continue
@@ -36,43 +42,69 @@ def usage(directory: StrPath) -> Usage:
     return Usage(size, inodes)
 
 
-def _stats(directory: StrPath) -> Iterator[os.stat_result]:
+def _open(parent_fd: int, name: str) -> int:
+    return os.open(name, DIRECTORY, dir_fd=parent_fd)
+
+
+def _stats(directory: StrPath, open: Callable[[int, str], int]) -> Iterator[os.stat_result]:
+    """What is at `directory` and below; open gives the descriptor of a directory, to go into it.
+
+    The way back is "..": a tree may be deeper than a path is long, Python recurses, or a process has descriptors.
+    """
+    parent, name = os.path.split(os.path.abspath(directory))
     try:
-        yield os.lstat(directory)
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _stats(entry.path)
-                else:
-                    yield entry.stat(follow_symlinks=False)
-    except FileNotFoundError:  # somebody else is removing it too
+        fd = os.open(parent, DIRECTORY)
+    except FileNotFoundError:
+        return
+    levels = [[name]]  # of each depth, the directories still to go into
+    try:
+        while True:
+            if not levels[-1]:
+                levels.pop()
+                if len(levels) <= 1:
+                    return
+                fd = _exchange(fd, os.open("..", DIRECTORY, dir_fd=fd))
+                continue
+            name = levels[-1].pop()
+            try:
+                yield os.stat(name, dir_fd=fd, follow_symlinks=False)
+                fd = _exchange(fd, open(fd, name))
+            except FileNotFoundError:  # somebody else is removing it too
+                continue
+            levels.append([])
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        levels[-1].append(entry.name)
+                        continue
+                    with suppress(FileNotFoundError):
+                        yield entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
         pass
+    finally:
+        os.close(fd)
+
+
+def _exchange(old: int, new: int) -> int:
+    os.close(old)
+    return new
 
 
 def remove_tree(directory: Path) -> int:
     """Remove `directory` with all in it, if it is there: bytes that came free on disk."""
-    if os.geteuid() != 0:
-        _open_up(directory)
-    freed = usage(directory).size
+    # The owner gets back what an image's modes take from all but root: nothing goes from a directory without them.
+    freed = _sum(_stats(directory, open_to_change)).size
     try:
-        shutil.rmtree(directory)
+        parent = os.open(directory.parent, DIRECTORY)
+        try:
+            below.remove_tree(parent, os.fsencode(directory.name))
+        finally:
+            os.close(parent)
     except FileNotFoundError:
         if directory.exists():
             raise
         return 0
     return freed
-
-
-def _open_up(directory: StrPath) -> None:
-    """Give the owner back what an image's modes take from all but root: nothing goes from a directory without them."""
-    try:
-        os.chmod(directory, 0o700)
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    _open_up(entry.path)
-    except FileNotFoundError:
-        pass
 
 
 def copy_directory_attributes(source: Path, target: Path, *, without: str) -> None:

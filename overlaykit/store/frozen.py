@@ -14,20 +14,24 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from overlaykit.errors import AlreadyExists, NotFound
 from overlaykit.overlay.contents import Contents
 from overlaykit.overlay.upper import UpperLayer
-from overlaykit.store.names import check_container_name, check_snapshot_name
+from overlaykit.store import containerrecords
+from overlaykit.store.names import check_container_name, check_snapshot_name, free_name
 from overlaykit.store.snapshots import COMMITTED, FROZEN
 from overlaykit.tree import Tree, WhiteoutFormat, squash
 
 if TYPE_CHECKING:
     from overlaykit.store.containers import Container
+    from overlaykit.store.leases import Lease
     from overlaykit.store.records import Records
     from overlaykit.store.store import Store
 
@@ -99,22 +103,36 @@ def find(container: Container, records: Records, name: str | None) -> NamedSnaps
 
 def snapshot(store: Store, container: Container, name: str | None) -> NamedSnapshot:
     """What Container.snapshot does."""
-    known = {each.name for each in named(store.records, container.id)}
-    chosen = name or next(str(n) for n in range(1, len(known) + 2) if str(n) not in known)
-    check_snapshot_name(chosen)
-    if chosen in known:
-        raise AlreadyExists(f"container {container.name} has a snapshot {chosen}")
+    if name is not None:
+        check_snapshot_name(name)
     with container.at_rest(), store.leases.hold() as lease:
-        key = frozen_key(store, container) or store.snapshots.freeze(container.id, lease).key
-        lease.add(key)
+        known = {each.name for each in named(store.records, container.id)}
+        chosen = name or next(str(n) for n in range(1, len(known) + 2) if str(n) not in known)
+        if chosen in known:
+            raise AlreadyExists(f"container {container.name} has a snapshot {chosen}")
         created = time.time_ns()
-        id = store.snapshots.stat(key).id
-        try:
-            values = (container.id, chosen, id, created)
-            store.records.execute("INSERT INTO container_snapshots VALUES (?, ?, ?, ?)", *values)
-        except sqlite3.IntegrityError:
-            raise AlreadyExists(f"container {container.name} has a snapshot {chosen}, or has been removed") from None
+
+        def record(key: str) -> None:
+            values = (container.id, chosen, store.snapshots.stat(key).id, created)
+            try:
+                store.records.execute("INSERT INTO container_snapshots VALUES (?, ?, ?, ?)", *values)
+            except sqlite3.IntegrityError:
+                raise AlreadyExists(f"container {container.name} has a snapshot {chosen}, or has been removed") from None
+
+        key = _freeze(store, container, lease, record)
     return NamedSnapshot(chosen, key, created)
+
+
+def _freeze(store: Store, container: Container, lease: Lease, record: Callable[[str], object]) -> str:
+    """The committed snapshot that shows what the container shows now, made if there is none; `record(key)` is done in the
+    transaction that makes it."""
+    key = frozen_key(store, container)
+    if key is None:
+        return store.snapshots.freeze(container.id, lease, record).key
+    lease.add(key)
+    with store.records.transaction():
+        record(key)
+    return key
 
 
 def frozen_key(store: Store, container: Container) -> str | None:
@@ -140,9 +158,10 @@ def forget_name(store: Store, container: Container, name: str) -> int:
 
 def rollback(store: Store, container: Container, name: str | None) -> NamedSnapshot:
     """What Container.rollback does."""
-    target = find(container, store.records, name)
     with container.at_rest(), store.leases.hold() as lease:
-        lease.add(*layer_names(store, container.id))
+        target = find(container, store.records, name)
+        # Another may be forgetting the state at this moment: it is there after this line, or NotFound.
+        lease.add(*layer_names(store, container.id), *layer_names(store, target.key))
         store.snapshots.restart(container.id, target.key, lease)
         store.drop(lease)
     return target
@@ -150,24 +169,25 @@ def rollback(store: Store, container: Container, name: str | None) -> NamedSnaps
 
 def fork(store: Store, container: Container, name: str | None) -> str:
     """The id of the new container. What Container.fork does."""
-    from overlaykit.store import containers, mountpoints
+    from overlaykit.store import mountpoints
 
     if name is not None:
         check_container_name(name)
     id = secrets.token_hex(32)
     with container.at_rest(), store.leases.hold() as lease:
-        key = frozen_key(store, container) or store.snapshots.freeze(container.id, lease).key
-        lease.add(key)
-        prepared = store.snapshots.prepare_directory(key, lease)
-        with store.records.transaction():
-            chosen = name or store.free_name()
-            record = replace(container.record, id=id, name=chosen, created_ns=time.time_ns())
+        prepared = store.snapshots.prepare_directory(container.id, lease)
+
+        def record(key: str) -> None:
+            chosen = name or free_name(store.records)
+            fork = replace(container.record, id=id, name=chosen, created_ns=time.time_ns())
             try:
-                containers.insert(store.records, record)
+                containerrecords.insert(store.records, fork)
             except sqlite3.IntegrityError:
                 raise AlreadyExists(f"there is a container {chosen}") from None
             store.snapshots.record(prepared, id, key)
             mountpoints.insert(store.records, id, container.mounts)
+
+        _freeze(store, container, lease, record)
     return id
 
 

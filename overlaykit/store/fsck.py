@@ -1,5 +1,5 @@
 """fsck: every blob, layer, Tree, row and directory of a store held against each other; what is wrong in words, and repaired
-where there is another copy.
+where there is another copy. Deep: what is unpacked of the layers too, file by file, against their blobs (layercheck.py).
 
 A layer's directory and Tree come again from its blob, a Tree without a blob from the directory, a lost work directory, mode
 or document of the layout from what it must be. What no other copy explains is never deleted: it moves to ROOT/lost+found,
@@ -9,16 +9,14 @@ with a note beside it.
 from __future__ import annotations
 
 import fcntl
-import json
-import logging
 import os
 import re
 import stat
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,19 +25,21 @@ import msgspec
 from overlaykit.errors import InvalidReference, OverlaykitError
 from overlaykit.oci import BlobImage, Descriptor, Digest, ImageIndex, Index, Layer, RuntimeConfig
 from overlaykit.oci.documents import MAX_DOCUMENT, OCI_INDEX, canonical, is_index
-from overlaykit.oci.durable import write_file
+from overlaykit.oci.durable import sync_directory, write_file
 from overlaykit.overlay.apply import apply_layer
+from overlaykit.overlay.copyout import exchange
+from overlaykit.store.layercheck import deep_differences, differences
+from overlaykit.store.lostfound import note, put_aside
 from overlaykit.store.names import give_name, name_of, whole_name
 from overlaykit.store.snapshots import ACTIVE, COMMITTED, Snapshot
-from overlaykit.tree import Flag, Kind, Tree, scan
+from overlaykit.store.volumecheck import volume_problems
+from overlaykit.tree import Tree, scan
 
 if TYPE_CHECKING:
     from overlaykit.store.store import Store
 
-logger = logging.getLogger(__name__)
 MOST = 20  # differences told of one layer: who has more needs a new one anyway
 CONTAINER_ID = re.compile(r"[0-9a-f]{64}\Z")
-ATTRIBUTES = ("kind", "mode", "uid", "gid", "size", "mtime_ns", "link", "rdev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +68,19 @@ class _Problem:
     mend: Callable[[], object] | None = None
 
 
-def fsck(store: Store, *, repair: bool = False) -> list[Finding]:
+def fsck(store: Store, *, repair: bool = False, deep: bool = False) -> list[Finding]:
     """What is wrong in `store`; [] for a sound one. repair: put right what can be, and say so in the findings.
 
     A store at work changes while it is looked at: what is found is looked at once more.
     """
-    problems = _Check(store).all()
+    problems = _Check(store, deep).all()
     if problems:
-        again = {(p.finding.kind, p.finding.what) for p in _Check(store).all()}
+        again = {(p.finding.kind, p.finding.what) for p in _Check(store, deep).all()}
         problems = [p for p in problems if (p.finding.kind, p.finding.what) in again]
     if not repair:
         return [p.finding for p in problems]
     done: list[Finding] = []
+    refused: dict[tuple[str, str], str] = {}
     for _ in range(4):  # one repair may make another possible
         mended = 0
         for problem in problems:
@@ -87,16 +88,17 @@ def fsck(store: Store, *, repair: bool = False) -> list[Finding]:
                 try:
                     problem.mend()
                 except (OverlaykitError, OSError) as e:
-                    logger.warning("%s %s could not be repaired: %s", problem.finding.kind, problem.finding.what, e)
+                    refused[problem.finding.kind, problem.finding.what] = f"; left as it is: {e}"
                     continue
                 done.append(replace(problem.finding, repaired=True))
                 mended += 1
-        problems = _Check(store).all()
+        problems = _Check(store, deep).all()
         if not mended or not problems:
             break
     left = {(p.finding.kind, p.finding.what) for p in problems}
     repaired = [f for f in dict.fromkeys(done) if (f.kind, f.what) not in left]
-    return [*repaired, *(p.finding for p in problems)]
+    told = [replace(f, text=f.text + refused.get((f.kind, f.what), "")) for f in (p.finding for p in problems)]
+    return [*repaired, *told]
 
 
 def needs(store: Store) -> dict[str, set[str]]:
@@ -111,11 +113,13 @@ class _Check:
     """One look at everything."""
 
     store: Store
+    deep: bool = False
     problems: list[_Problem] = field(default_factory=list)
     users: dict[str, set[str]] = field(default_factory=dict)  # who needs a blob or a layer
     blobs: set[str] = field(default_factory=set)  # what images and containers need
     layers: dict[str, tuple[Layer, str | None]] = field(default_factory=dict)  # by chain_id: its layer, the chain_id below
     bad: set[str] = field(default_factory=set)  # blobs that are not what they are called
+    renewed: set[str] = field(default_factory=set)  # snapshots that were unpacked again
 
     def all(self) -> list[_Problem]:
         self._root()
@@ -126,6 +130,8 @@ class _Check:
         self._images()
         self._rows()
         self._directories()
+        for kind, what, text, mend in volume_problems(self.store):
+            self._add(kind, what, text, mend)
         for snapshot in self.store.snapshots.walk():
             self._snapshot(snapshot)
         return self.problems
@@ -335,7 +341,8 @@ class _Check:
                 text = f"its upper directory {directory / 'fs'} is gone, and its changes with it{hint}"
                 self._add("missing-upper", what, text)
             elif not (directory / "work").is_dir():
-                self._add("missing-work", what, "its work directory is gone", lambda: (directory / "work").mkdir(mode=0o700))
+                make = partial(self.store.snapshots.make_work, snapshot.id)
+                self._add("missing-work", what, "its work directory is gone", make)
 
     def _drop_snapshot(self, snapshot: Snapshot, directory: Path) -> None:
         self.store.snapshots.forget(snapshot.id)
@@ -362,13 +369,20 @@ class _Check:
         except OSError as e:
             self._add("unreadable-layer", snapshot.key, str(e), again)
             return
-        for count, (kind, path, text) in enumerate(_unlike(tree, on_disk)):
-            if count == MOST:
-                break
-            self._add(kind, f"{snapshot.key}:/{path}", text, again)
-            self.problems[-1].finding = replace(
-                self.problems[-1].finding, needed_by=tuple(sorted(self.users.get(snapshot.key, ())))
-            )
+        for kind, path, text in islice(differences(tree, on_disk, deep=self.deep), None if self.deep else MOST):
+            self._add_path(snapshot, kind, path, text, again)
+        if self.deep and source and layer is not None:
+            try:
+                for kind, path, text in deep_differences(layer[0], tree, on_disk, directory / "fs"):
+                    self._add_path(snapshot, kind, path, text, again)
+            except (OverlaykitError, OSError) as e:
+                self._add("unreadable-layer", snapshot.key, str(e))
+
+    def _add_path(self, snapshot: Snapshot, kind: str, path: str, text: str, mend: Callable[[], object] | None) -> None:
+        self._add(kind, f"{snapshot.key}:/{path}", text, mend)
+        self.problems[-1].finding = replace(
+            self.problems[-1].finding, needed_by=tuple(sorted(self.users.get(snapshot.key, ())))
+        )
 
     def _scan_again(self, directory: Path) -> None:
         (directory / "tree").mkdir(mode=0o755, exist_ok=True)
@@ -378,7 +392,7 @@ class _Check:
     def _unpack_again(self, snapshot: Snapshot, directory: Path) -> None:
         """The layer's directory and Tree again from its blob; what was there moves to lost+found."""
         snapshots = self.store.snapshots
-        if not self._differs(snapshot, directory):
+        if snapshot.id in self.renewed:
             return  # another finding of the same layer has seen to it
         layer, below = self.layers[snapshot.key]
         lowers = snapshots.layers(below) if below else []
@@ -390,66 +404,27 @@ class _Check:
                 return tree
 
         with ExitStack() as stack:
+            lease = stack.enter_context(self.store.leases.hold())
+            lease.add(snapshot.key)
             for container in self.store.containers():  # a lower must not change under an open overlay
                 if any(each.id == snapshot.id for each in snapshots.chain(container.id)):
                     stack.enter_context(container.at_rest())
-            made = snapshots.write_directory(write, stack.enter_context(self.store.leases.hold()))
+            made = snapshots.write_directory(write, lease)
+            lease.forget()  # who is killed from here on leaves what nobody explains, and not what may be removed
             if directory.exists():
-                self._put_aside(directory, f"layer {snapshot.key}, not as its blob has it")
-            os.rename(made, directory)
+                exchange(made, directory)  # whoever reads the layer now finds it all the time
+                sync_directory(directory.parent)
+                put_aside(self.store.root, made, f"layer {snapshot.key}, not as its blob has it", was=directory)
+            else:
+                os.rename(made, directory)
         snapshots.forget_tree(snapshot.id)
-
-    def _differs(self, snapshot: Snapshot, directory: Path) -> bool:
-        check = _Check(self.store)
-        check.layers = self.layers
-        check._committed(snapshot, directory)
-        return bool(check.problems)
-
-    # --- what is not thrown away --------------------------------------------------------------------------------------
+        self.renewed.add(snapshot.id)
 
     def _put_aside(self, path: Path, why: str) -> None:
-        if not os.path.lexists(path):
-            return
-        folder = self._lost()
-        target = folder / f"{path.name}-{time.time_ns():x}"
-        self._note(target.name, "", {"was": str(path.relative_to(self.store.root)), "why": why})
-        os.rename(path, target)
+        put_aside(self.store.root, path, why)
 
     def _note(self, kind: str, name: str, about: object) -> None:
-        folder = self._lost()
-        stem = f"{kind}-{name}" if name else kind
-        (folder / f"{stem}.json").write_text(json.dumps(about, indent=2, default=str))
-
-    def _lost(self) -> Path:
-        folder = self.store.root / "lost+found"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return folder
-
-
-def _unlike(tree: Tree, on_disk: Tree) -> Iterator[tuple[str, str, str]]:
-    """What a layer's directory has otherwise than its Tree: kind of finding, path, text."""
-    root = os.geteuid() == 0
-    names = [name for name in ATTRIBUTES if root or name not in ("uid", "gid")]
-    for entry in tree:
-        row = on_disk.find(entry.path)
-        if row < 0:
-            device = entry.kind in (Kind.CHAR, Kind.BLOCK, Kind.SOCKET)
-            if not (device and (not root or entry.rdev == 0)):  # such cannot be made
-                yield "missing-file", entry.path, "the layer has it, its directory has not"
-            continue
-        found = on_disk.entry(row)
-        if entry.flags & Flag.IMPLIED or entry.kind == Kind.WHITEOUT == found.kind:
-            continue
-        for name in names:
-            if name == "mtime_ns" and entry.kind == Kind.DIR:
-                continue
-            if getattr(entry, name) != getattr(found, name):
-                kind = "changed-mode" if name == "mode" else "changed-file"
-                yield kind, entry.path, f"{name} is {getattr(found, name)!s}, the layer says {getattr(entry, name)!s}"
-                break
-    for path in on_disk.paths:
-        if tree.find(path) < 0:
-            yield "foreign-file", os.fsdecode(path), "no layer has it"
+        note(self.store.root, f"{kind}-{name}", about)
 
 
 def _is_free(path: Path) -> bool:

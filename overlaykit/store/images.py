@@ -39,8 +39,11 @@ class StoredImage(BlobImage):
         return self.tags[0] if self.names else self.id.short
 
 
-def listed(layout: Layout) -> list[StoredImage]:
-    """Every image that index.json lists, each once, the newest first; an entry that is no image is passed over."""
+def listed(layout: Layout, *, called: str | None = None) -> list[StoredImage]:
+    """Every image that index.json lists, each once, the newest first; an entry that is no image is passed over.
+
+    called: only the one of that whole name.
+    """
     found: dict[str, Descriptor] = {}
     names: dict[str, list[str]] = {}
     for descriptor in layout.descriptors():
@@ -50,6 +53,8 @@ def listed(layout: Layout) -> list[StoredImage]:
             names.setdefault(descriptor.digest, []).append(name)
     images = []
     for digest, descriptor in found.items():
+        if called is not None and called not in names.get(digest, ()):
+            continue
         image = layout_image(layout, descriptor, names.get(digest, ()))
         if image is not None:
             images.append(image)
@@ -72,22 +77,18 @@ def find(layout: Layout, wanted: str) -> StoredImage:
 
     NotFound; InvalidReference if the digits fit several.
     """
-    images = listed(layout)
+    digest = None
     try:
-        reference = Reference.parse(wanted)
+        digest = Reference.parse(wanted).digest
+        if digest is None and (named := listed(layout, called=whole_name(wanted))):
+            return named[0]
     except InvalidReference:
         if not HEX.match(wanted):
             raise
-    else:
-        if reference.digest is not None:
-            for image in images:
-                if reference.digest in (image.digest, image.id):
-                    return image
-        else:
-            name = whole_name(wanted)
-            for image in images:
-                if name in image.names:
-                    return image
+    images = listed(layout)
+    for image in images:
+        if digest in (image.digest, image.id):
+            return image
     if digits := HEX.match(wanted):
         by_id = [image for image in images if image.id.encoded.startswith(digits[1])]
         matches = by_id or [image for image in images if image.digest.encoded.startswith(digits[1])]
@@ -106,8 +107,9 @@ def _known(images: list[StoredImage]) -> str:
     return f"there is {', '.join(tags[:3])}{more}" if tags else "overlaykit images lists them"
 
 
-def inspect(image: StoredImage, driver_data: dict[str, str] | None) -> dict[str, Any]:
-    """What there is to know, under the names that Docker gives it. driver_data: where its layers lie, if unpacked."""
+def inspect(image: StoredImage, driver_data: dict[str, str] | None, size: int | None) -> dict[str, Any]:
+    """What there is to know, under the names that Docker gives it. driver_data: where its layers lie, if unpacked. size:
+    what they hold."""
     config = image.config
     last = image.history[-1] if image.history else None
     return {
@@ -121,7 +123,7 @@ def inspect(image: StoredImage, driver_data: dict[str, str] | None) -> dict[str,
         "Architecture": config.architecture,
         **({"Variant": config.variant} if config.variant else {}),
         "Os": config.os,
-        "Size": image.size,
+        "Size": size,
         "GraphDriver": {"Data": driver_data, "Name": "overlay2"},
         "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
         "Descriptor": {"mediaType": image.media_type, "digest": image.digest, "size": len(image.raw_manifest())},

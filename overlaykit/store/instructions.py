@@ -10,10 +10,12 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from msgspec import ValidationError, convert, to_builtins
 from msgspec.structs import replace
 
-from overlaykit.errors import InvalidImage
+from overlaykit.errors import InvalidImage, InvalidReference
 from overlaykit.oci import RuntimeConfig
+from overlaykit.store.labels import check_labels
 
 SHELL = ("/bin/sh", "-c")
 # A quoted or escaped part stays as it is; $NAME and ${NAME} are the environment's.
@@ -40,27 +42,44 @@ def apply_changes(config: RuntimeConfig, lines: Iterable[str]) -> RuntimeConfig:
 def overridden(
     config: RuntimeConfig,
     labels: Mapping[str, str] | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     command: Sequence[str] = (),
     entrypoint: Sequence[str] | None = None,
     workdir: str | None = None,
     user: str | None = None,
 ) -> RuntimeConfig:
-    """`config` as a container has it: labels and environment by key, and with an entrypoint of its own none of its CMD."""
+    """`config` as a container has it: labels and environment by key, and with an entrypoint of its own none of its CMD.
+
+    InvalidReference for a label or a variable without a key, and for a workdir that is not absolute. TypeError for what
+    could not be read again once it is written down.
+    """
     values: dict[str, Any] = {}
+    for words in (command, entrypoint):
+        if isinstance(words, str):
+            raise TypeError(f"a list of words is wanted, not {words!r}, which would be taken letter by letter")
     if labels:
+        check_labels(labels)
         values["labels"] = {**(config.labels or {}), **labels}
     if env:
-        values["env"] = tuple(f"{key}={value}" for key, value in {**environment(config), **env}.items())
+        for key, value in env.items():
+            if not key or "=" in key or "\0" in f"{key}{value}":
+                raise InvalidReference(f"{key!r}: no name of a variable, or a NUL in its value")
+        changed = {**environment(config), **env}
+        values["env"] = tuple(f"{key}={value}" for key, value in changed.items() if value is not None)
     if entrypoint is not None:
         values |= {"entrypoint": tuple(entrypoint), "cmd": None}
     if command:
         values["cmd"] = tuple(command)
+    if workdir and not posixpath.isabs(workdir):
+        raise InvalidReference(f"workdir {workdir}: not an absolute path")
     if workdir is not None:
         values["working_dir"] = workdir
     if user is not None:
         values["user"] = user
-    return replace(config, **values)
+    try:
+        return convert(to_builtins(replace(config, **values), enc_hook=str), RuntimeConfig)
+    except ValidationError as e:
+        raise TypeError(f"in what a container is to run: {e}") from None
 
 
 def environment(config: RuntimeConfig) -> dict[str, str]:

@@ -14,7 +14,7 @@ from overlaykit.oci import BlobLayer, Compression, Descriptor, Digest, Image, La
 from overlaykit.oci.digest import Readable, Reader, Tee
 from overlaykit.overlay.contents import Contents
 from overlaykit.store.packing import LeasedLayout, pack
-from overlaykit.tree import Losses, scan
+from overlaykit.tree import Losses, Tree, scan
 from overlaykit.tree.table import StrPath
 
 Progress = Callable[[str, int, int], None]  # what is being worked on, bytes done, bytes in all (0: not known)
@@ -46,10 +46,17 @@ class _Counted(Reader):
         return data
 
 
-def ingest_image(layout: LeasedLayout, image: Image, known: set[tuple[Digest, Digest]], counter: Counter) -> Descriptor:
+def ingest_image(
+    layout: LeasedLayout,
+    image: Image,
+    known: set[tuple[Digest, Digest]],
+    counter: Counter,
+    parsed: Callable[[Digest, Tree], object],
+) -> Descriptor:
     """`image`, all of it in `layout`: its manifest's descriptor. Every digest is verified, every layer parsed.
 
     known: (digest, diff_id) of layers that some image in the layout has: those are verified in both places, not parsed.
+    parsed: is told the diff_id and the Tree of each other layer.
     """
     for layer in image.layers:
         layout.lease.add(layer.digest)
@@ -57,19 +64,20 @@ def ingest_image(layout: LeasedLayout, image: Image, known: set[tuple[Digest, Di
             with counter.over(layer.compressed()) as source:
                 source.drain()
         else:
-            _ingest(layout, layer, counter)
+            parsed(layer.diff_id, _ingest(layout, layer, counter))
     return add_documents(layout, image)
 
 
-def _ingest(layout: LeasedLayout, layer: Layer, counter: Counter) -> None:
+def _ingest(layout: LeasedLayout, layer: Layer, counter: Counter) -> Tree:
     with layout.ingest(layer.descriptor) as writer:
 
         def opened() -> io.RawIOBase:
             return Tee(counter.over(layer.open_blob()), writer)
 
         # One pass: what is hashed, decompressed and parsed here is written at the same time.
-        BlobLayer(layer.descriptor, opened, diff_id=layer.diff_id).tree()
+        tree = BlobLayer(layer.descriptor, opened, diff_id=layer.diff_id).tree()
         writer.commit()
+        return tree
 
 
 def add_documents(layout: Layout, image: Image) -> Descriptor:

@@ -1,7 +1,8 @@
-"""What is to be mounted where in a container, and the two ways in which that is written down:
+"""What is to be mounted where in a container, and the ways in which that is written down:
 
 -v [SOURCE:]TARGET[:OPTIONS]          an absolute SOURCE is bound, and made if it is missing; another names a volume
 --mount type=volume,src=S,dst=T,...   says what it means: a missing source of a bind is an error
+--tmpfs TARGET[:OPTIONS]              an empty directory in memory, for as long as the container is open, mounted or runs
 """
 
 from __future__ import annotations
@@ -15,36 +16,50 @@ from dataclasses import dataclass, field, replace
 from overlaykit.errors import InvalidReference, Unsupported
 from overlaykit.overlay.mount import PROPAGATION
 
-VOLUME, BIND = "volume", "bind"
+VOLUME, BIND, TMPFS = "volume", "bind", "tmpfs"
 VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}\Z")
 
 # The options of -v in groups, of each of which one may be given. moby's volume/mounts/linux_parser.go
 MODES = ({"ro", "rw"}, {"z", "Z"}, set(PROPAGATION), {"nocopy"}, {"consistent", "cached", "delegated"})
+TMPFS_FLAGS = {"rw", "ro", "suid", "nosuid", "dev", "nodev", "exec", "noexec"}
+TMPFS_SIZE = re.compile(r"[0-9]+([kmgtKMGT]i?)?[bB]?\Z")
+TMPFS_VALUES = {"size": TMPFS_SIZE, "nr_inodes": TMPFS_SIZE, "mode": re.compile("[0-7]{1,4}\\Z")}
+TMPFS_VALUES |= dict.fromkeys(("uid", "gid"), re.compile(r"[0-9]{1,9}\Z"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountSpec:
     """One mount as it was asked for. source: a volume's name, "" for an anonymous one, or a path of the host.
 
-    copy     fill it with the image's files if it is empty
+    copy     fill it with the image's files if it is empty; None: a volume, but no bind
     subpath  the directory or file in the volume to show
     create   make a bind's source if it is missing
-    text     as -v had it, "" if it was none
+    driver   of a volume that is made; "": local, or whatever one that is there has
+    options  of the volume's driver; of a tmpfs: size, mode, uid, gid, nr_inodes, and flags such as noexec
+    mode     as Docker shows it
+    text     as -v or --tmpfs had it, "" if it was neither
+    listed   it was spelled out, as --mount has it: `inspect` lists it under HostConfig.Mounts
     """
 
     type: str = VOLUME
     source: str = ""
     target: str
     read_only: bool = False
-    copy: bool = True
+    copy: bool | None = None
     subpath: str = ""
     propagation: str = ""
     create: bool = False
-    driver: str = "local"
+    driver: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     mode: str = ""
     text: str = ""
+    listed: bool = False
+
+    @property
+    def fills(self) -> bool:
+        """Whether it is filled with the image's files if it is empty."""
+        return self.type == VOLUME if self.copy is None else self.copy
 
     def checked(self, given: str) -> MountSpec:
         """The spec, if it makes sense; `given` is what it was read from. InvalidReference."""
@@ -61,9 +76,20 @@ class MountSpec:
             check_volume_name(self.source)
         if self.type == BIND and not posixpath.isabs(self.source):
             raise InvalidReference(f"{given}: the source of a bind is an absolute path, not {self.source!r}")
+        if self.type == TMPFS:
+            self._check_tmpfs(given)
         if posixpath.isabs(self.subpath) or ".." in self.subpath.split("/"):
             raise InvalidReference(f"{given}: the subpath leaves the volume: {self.subpath}")
         return replace(self, target=target)
+
+    def _check_tmpfs(self, given: str) -> None:
+        if self.source or self.subpath or self.copy:
+            raise InvalidReference(f"{given}: a tmpfs has no source, and begins empty")
+        for key, value in self.options.items():
+            known = TMPFS_VALUES.get(key)
+            if not (known.match(value) if known else key in TMPFS_FLAGS and not value):
+                hint = f"there are {', '.join(sorted(TMPFS_VALUES))} with a value, and {', '.join(sorted(TMPFS_FLAGS))}"
+                raise InvalidReference(f"{given}: no option of a tmpfs: {f'{key}={value}'.rstrip('=')!r}", hint=hint)
 
 
 def check_volume_name(name: str) -> str:
@@ -97,12 +123,22 @@ def parse_volume(text: str) -> MountSpec:
         source=source,
         target=target,
         read_only="ro" in options,
-        copy=not bind and "nocopy" not in options,
+        copy=False if "nocopy" in options else None,
         propagation=propagation,
         create=bind,
-        mode=mode,
+        mode=mode or ("z" if source and not bind else ""),  # Docker's, with SELinux or without
         text=text if source else "",
     ).checked(f"-v {text}")
+
+
+def parse_tmpfs(text: str) -> MountSpec:
+    """The spec that `--tmpfs TEXT` means. InvalidReference."""
+    target, _, words = text.partition(":")
+    pairs = [word.partition("=") for word in words.split(",") if word]
+    options = {key: value for key, _, value in pairs}
+    return MountSpec(type=TMPFS, target=target, options=options, read_only="ro" in options, text=text).checked(
+        f"--tmpfs {text}"
+    )
 
 
 def _is_mode(mode: str) -> bool:
@@ -132,17 +168,20 @@ KEYS: dict[str, tuple[str, Callable[[str], object]]] = {
     "ro": ("read_only", _flag),
     "consistency": ("", _text),
     "bind-propagation": ("propagation", _text),
+    "bind-copy": ("copy", _flag),
     "volume-nocopy": ("copy", lambda value: not _flag(value)),
     "volume-subpath": ("subpath", _text),
     "volume-driver": ("driver", _text),
     "volume-label": ("labels", _text),
     "volume-opt": ("options", _text),
+    "tmpfs-size": ("options", _text),
+    "tmpfs-mode": ("options", _text),
 }
-BARE = {"readonly", "ro", "volume-nocopy"}  # which need no value
+BARE = {"readonly", "ro", "volume-nocopy", "bind-copy"}  # which need no value
 
 
 def parse_mount(text: str) -> MountSpec:
-    """The spec that `--mount TEXT` means. InvalidReference; Unsupported for a type that is not volume or bind."""
+    """The spec that `--mount TEXT` means. InvalidReference; Unsupported for a type that there is not."""
     rows = list(csv.reader([text]))
     values: dict[str, object] = {}
     labels: dict[str, str] = {}
@@ -158,7 +197,8 @@ def parse_mount(text: str) -> MountSpec:
         keys.add(key)
         name, read = KEYS[key]
         if name in ("labels", "options"):
-            inner, _, content = value.partition("=")
+            pair = f"{key.removeprefix('tmpfs-')}={value}" if key.startswith("tmpfs-") else value
+            inner, _, content = pair.partition("=")
             (labels if name == "labels" else options)[inner] = content
             continue
         try:
@@ -167,13 +207,15 @@ def parse_mount(text: str) -> MountSpec:
             raise InvalidReference(f"--mount {text}: {key} is true or false, not {value!r}") from None
     values.pop("", None)
     kind = str(values.get("type", VOLUME)).lower()
-    if kind not in (VOLUME, BIND):
-        raise Unsupported(f"--mount {text}: type {kind!r}", hint="overlaykit knows volume and bind")
-    foreign = "volume-" if kind == BIND else "bind-"
-    if any(key.startswith(foreign) for key in keys):
-        raise InvalidReference(f"--mount {text}: {foreign}* options do not go with type {kind}")
+    if kind not in (VOLUME, BIND, TMPFS):
+        raise Unsupported(f"--mount {text}: type {kind!r}", hint="overlaykit knows volume, bind and tmpfs")
+    for other in (VOLUME, BIND, TMPFS):
+        if other != kind and any(key.startswith(f"{other}-") for key in keys):
+            raise InvalidReference(f"--mount {text}: {other}-* options do not go with type {kind}")
     if (propagation := values.get("propagation", "")) and propagation not in PROPAGATION:
         raise InvalidReference(f"--mount {text}: no propagation {propagation!r}", hint=", ".join(PROPAGATION))
-    values |= {"type": kind, "labels": labels, "options": options}
-    spec = {"target": "", "copy": kind == VOLUME} | values
+    if kind == VOLUME and values.get("read_only") and not values.get("source"):
+        raise InvalidReference(f"--mount {text}: an anonymous volume is not read-only", hint="nobody could write to it ever")
+    values |= {"listed": True, "type": kind, "labels": labels, "options": options, "mode": "z" if kind == VOLUME else ""}
+    spec = {"target": ""} | values
     return MountSpec(**spec).checked(f"--mount {text}")  # type: ignore[arg-type]

@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from overlaykit.errors import InvalidReference
-from overlaykit.oci import Descriptor, Layout, Reference
-from overlaykit.oci.documents import IMAGE_NAME, REF_NAME
+from overlaykit.oci.documents import IMAGE_NAME, REF_NAME, Descriptor
+from overlaykit.oci.reference import Reference
+from overlaykit.store.containerrecords import is_taken
+
+if TYPE_CHECKING:
+    from overlaykit.oci.layout import Layout
+    from overlaykit.store.records import Records
 
 CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}\Z")
 SNAPSHOT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
@@ -30,6 +36,14 @@ THINGS = """
 def random_name() -> str:
     """A name for a container, such as quiet_harbor."""
     return f"{secrets.choice(QUALITIES.split())}_{secrets.choice(THINGS.split())}"
+
+
+def free_name(records: Records) -> str:
+    """Two words that name no container yet."""
+    name = random_name()
+    while is_taken(records, name):
+        name = f"{random_name()}_{secrets.token_hex(2)}"
+    return name
 
 
 def check_container_name(name: str) -> str:
@@ -57,6 +71,8 @@ def whole_name(text: str) -> str:
     reference = Reference.parse(text)
     if reference.digest is not None:
         raise InvalidReference(f"{text!r}: an image is named by a tag; its digest follows from what is in it")
+    if reference.name == "docker.io/library/sha256":  # such a name and a tag would read as a digest; Docker refuses it too
+        raise InvalidReference(f"{text!r}: an image cannot be called sha256")
     return str(reference.tagged)
 
 
@@ -83,20 +99,30 @@ def give_name(layout: Layout, descriptor: Descriptor, name: str | None, *, known
     An image that loses its last name so stays, without one. known_as: one of these digests must be listed now, as the
     image that gets another name; else it has been removed, and that is a KeyError.
     """
-    bare = _unnamed(descriptor)
-    wanted = set(known_as)
+    give_names(layout, [(descriptor, name)], known_as=known_as)
 
-    def change(entries: tuple[Descriptor, ...]) -> list[Descriptor]:
+
+def give_names(layout: Layout, given: Iterable[tuple[Descriptor, str | None]], *, known_as: Iterable[str] = ()) -> None:
+    """The same for several, in one step."""
+    pairs, wanted = list(given), set(known_as)
+
+    def change(entries: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
         if wanted and not any(d.digest in wanted for d in entries):
-            raise KeyError(descriptor.digest)
-        if name is None:
-            return [*entries] if any(d.digest == bare.digest for d in entries) else [*entries, bare]
-        kept = [d for d in entries if name_of(d) != name and not (d.digest == bare.digest and name_of(d) is None)]
-        listed = {d.digest for d in kept} | {bare.digest}
-        lost = {d.digest: _unnamed(d) for d in entries if d.digest not in listed}
-        return [*kept, *lost.values(), replace(bare, annotations={**(bare.annotations or {}), **_named(name)})]
+            raise KeyError(pairs[0][0].digest)
+        for descriptor, name in pairs:
+            entries = _with_name(entries, _unnamed(descriptor), name)
+        return entries
 
     layout.edit(change)
+
+
+def _with_name(entries: tuple[Descriptor, ...], bare: Descriptor, name: str | None) -> tuple[Descriptor, ...]:
+    if name is None:
+        return entries if any(d.digest == bare.digest for d in entries) else (*entries, bare)
+    kept = [d for d in entries if name_of(d) != name and not (d.digest == bare.digest and name_of(d) is None)]
+    listed = {d.digest for d in kept} | {bare.digest}
+    lost = {d.digest: _unnamed(d) for d in entries if d.digest not in listed}
+    return (*kept, *lost.values(), replace(bare, annotations={**(bare.annotations or {}), **_named(name)}))
 
 
 def _named(name: str) -> dict[str, str]:

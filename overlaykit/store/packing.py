@@ -11,7 +11,7 @@ from overlaykit.errors import Unsupported
 from overlaykit.oci import BlobLayer, BlobWriter, Compression, Descriptor, Digest, Layout
 from overlaykit.oci.layer import LayerWriter
 from overlaykit.store.leases import Lease
-from overlaykit.tree import Kind, Losses, Tree, write_tar
+from overlaykit.tree import Losses, Tree, write_tar
 from overlaykit.tree.tarwrite import Content
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,7 @@ class LeasedLayout(Layout):
     """The store's layout for one operation: what it adds is under its lease before it can be seen."""
 
     def __init__(self, root: Path, lease: Lease) -> None:
-        super().__init__(root)
-        self.lease = lease
+        self.root, self.lease = root, lease  # the store has looked whether it is one
 
     def ingest(self, expected: Descriptor | Digest | None = None, *, media_type: str = "") -> BlobWriter:
         return _LeasedWriter(self, expected, media_type=media_type)
@@ -55,21 +54,6 @@ def pack(
 def says_nothing(changeset: Tree) -> bool:
     """Whether a layer of `changeset` would change nothing."""
     return len(changeset) == 0 or (len(changeset) == 1 and changeset.entry(0).flags != 0 and not changeset.is_changeset)
-
-
-def with_virtual_owners(upper: Tree, lower: Tree) -> Tree:
-    """`upper` of a store that is not root's with the owners that its files would have as root's.
-
-    There all files on disk are the user's: one that `lower` has keeps the owner it has there, a new one is root's.
-    """
-    me, mine = os.geteuid(), os.getegid()
-    uid, gid = upper.uid.copy(), upper.gid.copy()
-    uid[uid == me], gid[gid == mine] = 0, 0
-    for row in range(len(upper)):
-        below = lower.find(upper.paths[row])
-        if below >= 0 and upper.kind[row] == lower.kind[below] != Kind.WHITEOUT:
-            uid[row], gid[row] = lower.uid[below], lower.gid[below]
-    return upper.with_columns(uid=uid, gid=gid)
 
 
 def report(what: str, losses: Losses, *, level: int = logging.WARNING) -> None:

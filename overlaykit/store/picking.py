@@ -19,7 +19,7 @@ from overlaykit.overlay.apply import apply_layer
 from overlaykit.overlay.contents import Contents
 from overlaykit.store.disk import remove_tree
 from overlaykit.store.packing import report
-from overlaykit.store.snapshots import FROZEN, has_marks
+from overlaykit.store.snapshots import Layers, has_marks
 from overlaykit.tree import Flag, Kind, Loss, Tree, diff, merge, scan, write_tar
 from overlaykit.tree.graft import graft, restrict, without
 
@@ -58,8 +58,8 @@ def keep(store: Store, container: Container, paths: Iterable[str]) -> list[str]:
 def apply_to(store: Store, source: Container, target: Container, paths: Iterable[str]) -> int:
     """How many entries were made, changed or taken away. What Container.apply_to does."""
     with store.leases.hold() as lease, target.at_rest():
-        source.hold(lease)
-        lower, own = source.lower(), source.upper()
+        held = source.hold(lease)
+        lower, own = source.lower(held), source.upper(held)
         changeset = source.changeset(lower, own)
         if wanted := inside(paths):
             for path in wanted:
@@ -172,29 +172,24 @@ def _remove(directory: Path, path: str) -> None:
 
 
 def stack_on(store: Store, container: Container, changeset: Tree, contents: ContentsOf) -> None:
-    """Freeze the container, and put `changeset` on top as one more layer of its own: whole, or not at all.
+    """Freeze the container, and put `changeset` on top as one more layer of its own: whole, or not at all, in one step.
 
     The caller has the container at rest. What the layer cannot carry is logged.
     """
     snapshots, losses = store.snapshots, list[Loss]()
     with store.operation() as layout:
-        opened = contents(changeset)  # before the upper moves
-        below = snapshots.freeze(container.id, layout.lease).key
-        lowers = snapshots.layers(below)
         # By way of a blob, which nobody needs afterwards: what unpacks layers gives it marks, modes and owners.
         with LayerWriter(layout, "none") as out:
-            write_tar(changeset, opened, out, subsecond=True, losses=losses)
+            write_tar(changeset, contents(changeset), out, subsecond=True, losses=losses)
             blob = out.commit()
 
-        def write(directory: Path) -> Tree:
+        def write(lowers: Layers, directory: Path) -> Tree:
             with blob.uncompressed() as stream:
                 tree = apply_layer(stream, directory, whiteouts=snapshots.whiteouts, lowers=lowers, losses=losses)
                 stream.drain()
                 return tree
 
-        name = FROZEN + secrets.token_hex(6)
-        layout.lease.add(name)
-        snapshots.apply(name, below, write, layout.lease)
-        snapshots.restart(container.id, name, layout.lease)
+        # The lock that keeps others away is that of the upper as it is: there must be no other one in between.
+        snapshots.freeze(container.id, layout.lease, stack=write)
         store.drop(layout.lease)
     report(f"container {container.name}", losses)

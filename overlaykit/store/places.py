@@ -128,7 +128,12 @@ def opened(store: Store, address: StrPath, *, writing: bool = False) -> Iterator
                 raise InvalidReference(f"{address}: images never change", hint="copy into a container, and commit it")
             yield Place(stack.enter_context(_image(store, name)), clean(path), f"image:{name}:", f"image {name}")
         elif kind == "volume":
-            yield Place(Folder(store.volume(name).mountpoint), clean(path), f"volume:{name}:", f"volume {name}")
+            volume = store.volume(name)
+            if writing and volume.is_snapshot:
+                raise InvalidReference(f"{address}: a snapshot never changes", hint=f"overlaykit volume clone {name} NEW")
+            folder = Folder(stack.enter_context(volume.mounted()))
+            stack.callback(folder.close)
+            yield Place(folder, clean(path), f"volume:{name}:", f"volume {name}")
         else:
             container = store.container(name)
             lease = stack.enter_context(store.leases.hold())
@@ -141,7 +146,7 @@ def opened(store: Store, address: StrPath, *, writing: bool = False) -> Iterator
                     stack.callback(container.close)
                 fs = container.fs
             else:
-                fs = stack.enter_context(container.view())
+                fs = stack.enter_context(container.view(lease))
 
             def ids() -> tuple[int, int]:
                 return user_ids(fs, container.config.user or "")

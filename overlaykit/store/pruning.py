@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from overlaykit.errors import InUse, NotFound
+from overlaykit.store.removing import remove_image
 
 if TYPE_CHECKING:
     from overlaykit.store.store import Store
@@ -32,7 +33,7 @@ def prune(store: Store, *, all: bool, containers: bool) -> Pruned:
     for image in store.images():
         if image.digest not in used and (all or not image.names):
             with suppress(InUse, NotFound):
-                pruned.size += store.remove_image(image, force=True).freed.size
+                pruned.size += remove_image(store, image, None, several=True, used=False).freed.size
                 pruned.images.append(str(image))
     pruned.size += store.gc().size
     return pruned

@@ -10,17 +10,15 @@ import errno
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 from overlaykit.errors import IntegrityError, InUse, Unsupported
-from overlaykit.oci.durable import locked
+from overlaykit.store import reserve
 
 WAIT = 60.0  # seconds for another process's transaction, each of which takes milliseconds
-
-RESERVE = 256 << 10  # bytes of ROOT/reserve, given up when the disk is full, so that something can be removed
 
 # Version n of the schema is what the first n scripts make. A script that was released never changes; a new one goes behind.
 MIGRATIONS = (
@@ -72,6 +70,12 @@ MIGRATIONS = (
     );
     CREATE INDEX container_snapshots_snapshot ON container_snapshots (snapshot);
     """,
+    """
+    CREATE TABLE layer_sizes (                       -- what a layer's files and links hold, however it is compressed
+        diff_id TEXT PRIMARY KEY,
+        size    INTEGER NOT NULL                     -- bytes
+    );
+    """,
 )
 VERSION = len(MIGRATIONS)
 
@@ -79,18 +83,19 @@ VERSION = len(MIGRATIONS)
 class Records:
     """The open store.db. Any number of threads may use one object."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """The records in `path`, brought to this version's schema. Unsupported if they are of a newer one."""
-        self.path = path
+        self.path = os.fspath(path)
+        self._root = os.path.dirname(self.path)
         self._lock = threading.RLock()
         self._depth = 0
-        self._reserve = path.with_name("reserve")
+        self._reserve = os.path.join(self._root, "reserve")
         try:
             self._open()
         except OSError as e:
-            if e.errno != errno.ENOSPC or not self._reserve.exists():
+            if e.errno != errno.ENOSPC or not os.path.exists(self._reserve):
                 raise
-            self._reserve.unlink()  # WAL mode needs room even to read
+            os.unlink(self._reserve)  # WAL mode needs room even to read
             self._open()
 
     def _open(self) -> None:
@@ -110,20 +115,23 @@ class Records:
     def close(self) -> None:
         if self._finalizer.alive:
             self._finalizer()
-            if not self._reserve.exists():
+            if not os.path.exists(self._reserve):
                 self._fill_reserve()
 
     def _fill_reserve(self) -> None:
         try:
             with open(self._reserve, "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, RESERVE)
+                os.posix_fallocate(file.fileno(), 0, reserve.SIZE)
         except OSError:
-            self._reserve.unlink(missing_ok=True)  # no room yet: whoever closes the store next tries again
+            with suppress(FileNotFoundError):
+                os.unlink(self._reserve)  # no room yet: whoever closes the store next tries again
 
     def _migrate(self) -> None:
         if self._version() == VERSION:
             return
-        with locked(self.path.parent):
+        from overlaykit.oci.durable import locked  # for the few who come first
+
+        with locked(self._root):
             if self._version() == 0:
                 self.execute("PRAGMA journal_mode = WAL")
             with self.transaction():
@@ -152,15 +160,29 @@ class Records:
             self._depth += 1
             try:
                 yield
+                if self._depth == 1:
+                    self.execute("COMMIT")
             except BaseException:
                 if self._depth == 1 and self._db.in_transaction:
                     self.execute("ROLLBACK")
                 raise
-            else:
-                if self._depth == 1:
-                    self.execute("COMMIT")
             finally:
                 self._depth -= 1
+
+    def settle(self) -> None:
+        """See to it that what could not be committed never will be.
+
+        A commit whose fsync failed stays in the log, where nobody sees it, until the next one takes its place; but who
+        opens the file after all others were killed would read it. To be called before what it refers to is removed.
+        """
+        sql = "INSERT OR REPLACE INTO meta VALUES ('settled', ?)"
+        try:
+            self.execute(sql, str(time.time_ns()))
+        except OSError as e:
+            if e.errno != errno.ENOSPC or not os.path.exists(self._reserve):
+                raise
+            os.unlink(self._reserve)
+            self.execute(sql, str(time.time_ns()))
 
     def execute(self, sql: str, *values: object) -> int:
         """How many rows the statement changed."""
@@ -190,7 +212,7 @@ class Records:
                 raise InUse(f"{self.path} was locked by another process for {WAIT:.0f} seconds") from e
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise IntegrityError(f"{self.path} is damaged: {e}") from e
-            disk = os.statvfs(self.path.parent)
-            full = code == sqlite3.SQLITE_FULL or disk.f_bavail * disk.f_frsize < RESERVE
+            disk = os.statvfs(self._root)
+            full = code == sqlite3.SQLITE_FULL or disk.f_bavail * disk.f_frsize < reserve.SIZE
             number = errno.ENOSPC if full else errno.EIO  # SQLite says "disk I/O error" for both
-            raise OSError(number, os.strerror(number) if full else str(e), str(self.path)) from e
+            raise OSError(number, os.strerror(number) if full else str(e), self.path) from e

@@ -1,8 +1,8 @@
 """What a store takes on disk, so that the sums add up: each file counted once, whatever names and clones it has.
 
-Things are gone through in one order: blobs, layers from the bottom, containers, the rest. A file with several names belongs
-to the first thing that has one of them, and so does an extent that several files share (FIEMAP, where the file system tells
-of such): what a container still shares with its image by reflink is not counted as the container's own.
+Things are gone through in one order: blobs, layers from the bottom, containers, volumes, the rest. A file with several
+names belongs to the first thing that has one of them, and so does an extent that several files share (FIEMAP, where the
+file system tells of such): what a container still shares with its image by reflink is not counted as the container's own.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from overlaykit.overlay.mounttable import mounted_below
 from overlaykit.store.snapshots import COMMITTED
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ LAST, SHARED = 0x1, 0x2000  # linux/fiemap.h
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing in the store. kind: blob, layer, container, other. size: bytes on disk that nothing before it has.
-    users: how many images and containers need it; 0 for what gc would remove."""
+    """One thing in the store. kind: blob, layer, container, volume, other. size: bytes on disk that nothing before it has.
+    users: how many images and containers need it; 0 for what gc would remove, and 1 for a volume that no container has."""
 
     kind: str
     name: str
@@ -43,7 +44,9 @@ class Item:
 
 @dataclass
 class StoreUsage:
-    """All that a store takes. The sizes of `items` add up to `total`, which is what the files of the root occupy."""
+    """All that a store takes. The sizes of `items` add up to `total`, which is what the files of the root occupy.
+
+    What is mounted in it, such as a volume whose driver mounts it, lies elsewhere, and is not counted."""
 
     items: list[Item] = field(default_factory=list)
 
@@ -53,12 +56,12 @@ class StoreUsage:
 
     @property
     def shared(self) -> int:
-        """Bytes of blobs and layers that several images or containers need."""
+        """Bytes of blobs, layers and volumes that several images or containers need."""
         return sum(item.size for item in self.items if item.users > 1)
 
     @property
     def exclusive(self) -> int:
-        """Bytes of blobs, layers and containers that one needs."""
+        """Bytes of blobs, layers, containers and volumes that one needs, and of the rest."""
         return sum(item.size for item in self.items if item.users == 1)
 
     @property
@@ -75,7 +78,7 @@ def usage(store: Store) -> StoreUsage:
     from overlaykit.store.fsck import needs
 
     users = needs(store)
-    seen = Seen()
+    seen = Seen(mounted_below(store.root))  # a mounted container shows its image once more, and volumes
     found = StoreUsage()
     for digest in store.layout.digests():
         found.items.append(Item("blob", digest, seen.take(store.layout.path(digest)), len(users.get(digest, ()))))
@@ -89,6 +92,9 @@ def usage(store: Store) -> StoreUsage:
             found.items.append(Item("layer", snapshot.key, size, count))
         else:
             found.items.append(Item("container", names.get(snapshot.key, snapshot.key), size, 1))
+    for volume in store.volumes():
+        count = len(store.volume_store.users(volume.name)) or 1
+        found.items.append(Item("volume", volume.name, seen.take(volume.directory), count))
     found.items.append(Item("other", str(store.root), seen.take(store.root), 1))
     return found
 
@@ -96,7 +102,9 @@ def usage(store: Store) -> StoreUsage:
 class Seen:
     """The inodes and shared extents that were counted already."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: Iterable[Path] = ()) -> None:
+        """without: directories that are not looked at."""
+        self._without = frozenset(map(str, without))
         self._inodes: set[tuple[int, int]] = set()
         self._starts: list[int] = []
         self._ends: list[int] = []
@@ -104,7 +112,7 @@ class Seen:
 
     def take(self, path: Path) -> int:
         """Bytes on disk of `path` and all below it that were not counted before."""
-        return sum(self._bytes(place, st) for place, st in _everything(path))
+        return sum(self._bytes(place, st) for place, st in _everything(path, self._without))
 
     def _bytes(self, path: str, st: os.stat_result) -> int:
         if (st.st_dev, st.st_ino) in self._inodes:
@@ -160,12 +168,14 @@ def shared_extents(fd: int) -> Iterator[tuple[int, int]]:
             return
 
 
-def _everything(path: str | Path) -> Iterator[tuple[str, os.stat_result]]:
+def _everything(path: str | Path, without: frozenset[str]) -> Iterator[tuple[str, os.stat_result]]:
+    if str(path) in without:
+        return
     try:
         st = os.lstat(path)
         yield str(path), st
         if stat.S_ISDIR(st.st_mode):
             for name in os.listdir(path):
-                yield from _everything(os.path.join(path, name))
+                yield from _everything(os.path.join(path, name), without)
     except FileNotFoundError:  # somebody has just removed it
         pass

@@ -18,25 +18,30 @@ the records is what makes a snapshot exist: a directory without one is on its wa
 
 from __future__ import annotations
 
+import re
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from overlaykit.errors import AlreadyExists, InUse, NotFound, Unsupported
 from overlaykit.oci.durable import sync_directory
 from overlaykit.overlay.mount import Mount, bind_mount, overlay_mount
+from overlaykit.store import quota
 from overlaykit.store.disk import Usage, copy_directory_attributes, remove_tree, sync_file_system, usage
 from overlaykit.store.leases import Lease
+from overlaykit.store.limits import Limits
 from overlaykit.store.records import Records
 from overlaykit.tree import Tree, WhiteoutFormat, scan
 from overlaykit.tree.table import StrPath
 from overlaykit.tree.whiteout import METACOPY, REDIRECT
 
+Layers = list[tuple[Path, Tree]]  # the directory and the Tree of each, bottom first
 ACTIVE, VIEW, COMMITTED = "active", "view", "committed"
 FROZEN = "frozen-"  # begins the names of committed snapshots that no image has
 QUERY = "SELECT s.id, s.key, s.kind, s.created, p.key AS parent FROM snapshots s LEFT JOIN snapshots p ON s.parent = p.id "
@@ -60,6 +65,7 @@ class Snapshotter:
         """folder: ROOT/snapshots. whiteouts: how its directories say that a lower name is gone."""
         self.folder = folder
         self.whiteouts = whiteouts
+        self.limits_of: Callable[[str], Limits | None] = lambda key: None  # of the active snapshot `key`
         self._records = records
         self._trees: dict[str, Tree] = {}
         self._lock = threading.Lock()
@@ -72,12 +78,15 @@ class Snapshotter:
 
     def prepare_directory(self, parent: str | None, lease: Lease) -> str:
         """The id of a directory for an active snapshot on top of `parent`; `record` in some transaction makes it one."""
+        return self._prepare(None if parent is None else self.fs(parent), lease)
+
+    def _prepare(self, below: Path | None, lease: Lease) -> str:
         directory = self._new_directory(lease)
         (directory / "fs").mkdir(mode=0o755)
         (directory / "work").mkdir(mode=0o700)
-        if parent is not None:
+        if below is not None:
             # The root of the merged tree is upper's: it must look as the one below.
-            copy_directory_attributes(self.fs(parent), directory / "fs", without=self.whiteouts.xattr_prefix)
+            copy_directory_attributes(below, directory / "fs", without=self.whiteouts.xattr_prefix)
         else:
             (directory / "bottom").mkdir(mode=0o755)
         sync_directory(directory)
@@ -101,11 +110,21 @@ class Snapshotter:
     def write_directory(self, write: Callable[[Path], Tree], lease: Lease) -> Path:
         """The directory of a committed snapshot, on disk, before there is a row for it."""
         directory = self._new_directory(lease)
+        lease.sync()
         for part in ("fs", "tree"):
             (directory / part).mkdir(mode=0o755)
         write(directory / "fs").save(directory / "tree")
         sync_file_system(directory)
         return directory
+
+    @contextmanager
+    def scratch(self, lease: Lease) -> Iterator[Path]:
+        """An empty directory on the store's file system, gone afterwards. If we are killed it is cleared with the lease."""
+        directory = self._new_directory(lease)
+        try:
+            yield directory
+        finally:
+            remove_tree(directory)
 
     def commit(self, name: str, key: str) -> Snapshot:
         """The active snapshot `key`, committed as `name`: its upper is a lower from now on. NotFound, AlreadyExists."""
@@ -119,36 +138,53 @@ class Snapshotter:
         remove_tree(directory / "work")
         return self.stat(name)
 
-    def freeze(self, key: str, lease: Lease) -> Snapshot:
+    def freeze(
+        self,
+        key: str,
+        lease: Lease,
+        also: Callable[[str], object] = lambda name: None,
+        *,
+        stack: Callable[[Layers, Path], Tree] | None = None,
+    ) -> Snapshot:
         """What the active `key` was until now, committed; a new, empty `key` is on top of it. NotFound.
 
         Nothing is copied. Unsupported for an upper with redirects or metacopies, which make sense as an upper only. The
-        caller sees to it that nobody writes to it.
+        caller sees to it that nobody writes to it. also: called with the committed one's name in the same transaction.
+        stack: fills the empty directory of one more committed layer between the two; it is given the layers below that.
         """
         active = self._expect(key, ACTIVE)
         directory = self.folder / active.id
-        tree = scan(directory / "fs", whiteouts=self.whiteouts)
+        tree = self.scan(directory / "fs")
         if any(has_marks(xattrs, self.whiteouts) for xattrs in tree.xattr_sets):
             raise Unsupported("it has directories or files that a mount renamed with redirect_dir", hint="overlaykit commit")
+        lease.add(f"snapshots/{active.id}/tree", f"snapshots/{active.id}/work")  # one or the other is too much afterwards
         (directory / "tree").mkdir(mode=0o755, exist_ok=True)
         tree.save(directory / "tree")
-        name = FROZEN + active.id
-        lease.add(name)
-        above = self.prepare_directory(key, lease)
+        name = top = FROZEN + active.id
+        stacked = directory
+        if stack is not None:
+            stacked = self.write_directory(partial(stack, [*self.layers(key), (directory / "fs", tree)]), lease)
+            top = FROZEN + stacked.name
+        lease.add(name, top)
+        above = self._prepare(stacked / "fs", lease)
         sync_file_system(directory)
         with self._records.transaction():
             self._records.execute("UPDATE snapshots SET key = ?, kind = ? WHERE id = ?", name, COMMITTED, active.id)
-            self.record(above, key, name)
+            if stack is not None:
+                self.record(stacked.name, top, name, kind=COMMITTED)
+            self.record(above, key, top)
+            also(name)
         remove_tree(directory / "work")
         return self.stat(name)
 
     def restart(self, key: str, parent: str | None, lease: Lease) -> str:
         """Replace the active `key` by a new, empty one on top of `parent`: the id of the old one's directory, which no
         snapshot has any more."""
-        lease.add(f"snapshots/{self._expect(key, ACTIVE).id}")
         above = self.prepare_directory(parent, lease)
         with self._records.transaction():
             old = self._expect(key, ACTIVE).id
+            lease.note(f"snapshots/{old}")  # from the end of the transaction on nobody else knows of it
+            lease.sync()
             self.forget(old)
             self.record(above, key, parent)
         return old
@@ -157,6 +193,7 @@ class Snapshotter:
         """Remove a snapshot without children: bytes that came free on disk. NotFound, InUse."""
         snapshot = self.stat(key)
         lease.add(f"snapshots/{snapshot.id}")
+        lease.sync()
         self.forget(snapshot.id)
         return self.remove_directory(snapshot.id)
 
@@ -172,6 +209,7 @@ class Snapshotter:
         """Remove what lies in a snapshot's directory: bytes that came free on disk."""
         with self._lock:
             self._trees.pop(id, None)
+        quota.release(self.folder / id)
         return remove_tree(self.folder / id)
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -180,7 +218,7 @@ class Snapshotter:
         """The snapshot `key`. NotFound."""
         row = self._records.row(QUERY + "WHERE s.key = ?", key)
         if row is None:
-            raise NotFound(f"no snapshot {key}")
+            raise _missing(key)
         return _snapshot(row)
 
     def has(self, name: str) -> bool:
@@ -191,6 +229,10 @@ class Snapshotter:
         """Every snapshot, or those of one kind, the oldest first."""
         where = "WHERE s.kind = ? " if kind else ""
         return map(_snapshot, self._records.rows(QUERY + where + "ORDER BY s.created", *([kind] if kind else [])))
+
+    def scan(self, directory: Path) -> Tree:
+        """What lies in a snapshot's directory now, as a tree with whiteouts."""
+        return scan(directory, whiteouts=self.whiteouts)
 
     def usage(self, key: str) -> Usage:
         """What the snapshot itself takes on disk, without those below."""
@@ -206,7 +248,7 @@ class Snapshotter:
             key,
         )
         if not rows:
-            raise NotFound(f"no snapshot {key}")
+            raise _missing(key)
         return [_snapshot(row) for row in rows]
 
     def directory(self, key: str) -> Path:
@@ -222,28 +264,41 @@ class Snapshotter:
         snapshot = self.stat(key)
         return found if found or snapshot.kind != ACTIVE else [self.folder / snapshot.id / "bottom"]
 
-    def layers(self, key: str) -> list[tuple[Path, Tree]]:
+    def layers(self, key: str) -> Layers:
         """The committed snapshots below this one, and itself if it is: the directory and the Tree of each, bottom first."""
         chain = [snapshot for snapshot in self.chain(key) if snapshot.kind == COMMITTED]
         return [(self.folder / snapshot.id / "fs", self._tree(snapshot.id)) for snapshot in chain]
 
-    def own_layers(self, key: str) -> list[tuple[Path, Tree]]:
+    def own_layers(self, key: str) -> Layers:
         """Those of `layers` that no image has: what was frozen of the writable layer."""
         return self.stack(key)[1]
 
-    def image_layers(self, key: str) -> list[tuple[Path, Tree]]:
+    def image_layers(self, key: str) -> Layers:
         """Those of `layers` below the frozen ones."""
         return self.stack(key)[0]
 
-    def stack(self, key: str) -> tuple[list[tuple[Path, Tree]], list[tuple[Path, Tree]], Path]:
-        """`image_layers`, `own_layers` and `fs` of a snapshot, all of one moment, whatever others do to it meanwhile."""
-        chain = self.chain(key)
+    def stack(self, key: str, held: Sequence[Snapshot] | None = None) -> tuple[Layers, Layers, Path]:
+        """`image_layers`, `own_layers` and `fs` of a snapshot, all of one moment, whatever others do to it meanwhile.
+
+        held: its `chain` at that moment, which a lease keeps; None for now.
+        """
+        chain = self.chain(key) if held is None else held
         committed = [snapshot for snapshot in chain if snapshot.kind == COMMITTED]
         image, own = (
             [(self.folder / s.id / "fs", self._tree(s.id)) for s in committed if s.key.startswith(FROZEN) == frozen]
             for frozen in (False, True)
         )
         return image, own, self.folder / chain[-1].id / "fs"
+
+    def limits_left(self, key: str, limits: Limits) -> Limits:
+        """What the frozen layers of `key` leave of `limits` to its upper."""
+        frozen = [snapshot for snapshot in self.chain(key) if snapshot.key.startswith(FROZEN)]
+        return limits.without(usage(self.folder / snapshot.id / "fs") for snapshot in frozen)
+
+    def make_work(self, id: str) -> None:
+        """Make the work directory of an active snapshot again, which it has lost."""
+        (self.folder / id / "work").mkdir(mode=0o700)
+        quota.join(self.folder / id)
 
     def trees(self, key: str) -> list[Tree]:
         """What each of `layers` says."""
@@ -301,6 +356,8 @@ class Snapshotter:
             if parent is not None:
                 below = self._expect(parent, COMMITTED).id
             self._records.execute("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", id, key, kind, below, created)
+            if kind == ACTIVE and (limits := self.limits_of(key)) is not None:
+                quota.enforce(self.folder / id, self.limits_left(key, limits))
         return Snapshot(id, key, kind, parent, created)
 
     def _expect(self, key: str, kind: str) -> Snapshot:
@@ -322,6 +379,13 @@ def _unique(key: str) -> Iterator[None]:
         yield
     except sqlite3.IntegrityError:
         raise AlreadyExists(f"there is a snapshot {key}") from None
+
+
+def _missing(key: str) -> NotFound:
+    """What is said of a key that no snapshot has. Containers' are their ids, and looked for when they have been found."""
+    if re.fullmatch("[0-9a-f]{64}", key):
+        return NotFound(f"no container {key[:12]}: it has been removed")
+    return NotFound(f"no snapshot {key}")
 
 
 def _snapshot(row: sqlite3.Row) -> Snapshot:

@@ -13,78 +13,59 @@ the state before, and a few files that the next one to open the store removes.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from overlaykit.errors import AlreadyExists, InUse, NotFound, OverlaykitError, Unsupported
-from overlaykit.oci import (
-    Archive,
-    Compression,
-    Descriptor,
-    Digest,
-    History,
-    Image,
-    Layout,
-    Platform,
-    RuntimeConfig,
-    new_image,
-)
+from overlaykit.errors import AlreadyExists, InvalidReference, NotFound, OverlaykitError, Unsupported
+from overlaykit.oci import Layout
 from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.mounted import Mounted
-from overlaykit.store import containers, images, mountpoints, pruning, sizes
+from overlaykit.store import apparent, comparing, containerrecords, images, mountpoints, pruning, quota, rewriting, sizes
 from overlaykit.store.collect import Collector, Freed
-from overlaykit.store.containers import Container, Record
+from overlaykit.store.containerrecords import Record
+from overlaykit.store.containers import Container
 from overlaykit.store.copying import Copied, copy
 from overlaykit.store.disk import keeps_xattr
 from overlaykit.store.fsck import Finding, fsck
 from overlaykit.store.images import StoredImage
-from overlaykit.store.instructions import apply_changes, overridden
-from overlaykit.store.loading import Counter, Progress, about, add_documents, ingest_image, ingest_rootfs
+from overlaykit.store.instructions import overridden
+from overlaykit.store.limits import Limits, limits_of
+from overlaykit.store.loading import Progress
 from overlaykit.store.mountspec import MountSpec
-from overlaykit.store.names import check_container_name, familiar, give_name, name_of, random_name, whole_name
-from overlaykit.store.packing import LeasedLayout, now, report
+from overlaykit.store.names import check_container_name, free_name, whole_name
 from overlaykit.store.pruning import Pruned
 from overlaykit.store.records import Records
+from overlaykit.store.removing import Removed, being_created_from, is_listed, remove_image
+from overlaykit.store.reseeding import Reseeded, reseed
+from overlaykit.store.roots import default_root
 from overlaykit.store.sizes import StoreUsage
 from overlaykit.store.snapshots import Snapshotter
-from overlaykit.store.unpacking import blobs_and_layers, unpack
-from overlaykit.store.volumes import Volume, Volumes
-from overlaykit.tree import Losses, WhiteoutFormat
+from overlaykit.store.storeimages import StoreImages
+from overlaykit.store.storevolumes import StoreVolumes
+from overlaykit.store.unpacking import unpack
+from overlaykit.store.volume import Volume
+from overlaykit.store.volumes import Volumes
+from overlaykit.tree import Change, WhiteoutFormat
 from overlaykit.tree.table import StrPath
+
+logger = logging.getLogger(__name__)
 
 # What a root may hold already when a store is made in it: an OCI layout, and what a killed process left of a store.
 OURS = {"oci-layout", "index.json", "blobs", "ingest", "lock", "snapshots", "volumes", "leases", "lost+found"}
 OURS |= {"reserve", "store.db", "store.db-wal", "store.db-shm", "store.db-journal"}
 
 
-def default_root() -> Path:
-    """$OVERLAYKIT_ROOT, else /var/lib/overlaykit for root and $XDG_DATA_HOME/overlaykit for everyone else."""
-    if named := os.environ.get("OVERLAYKIT_ROOT"):
-        return Path(named)
-    if os.geteuid() == 0:
-        return Path("/var/lib/overlaykit")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "overlaykit"
-
-
-@dataclass
-class Removed:
-    """What became of an image that was to be removed: names it lost, whether it is gone, and what came free."""
-
-    untagged: list[str]
-    image: str | None = None
-    freed: Freed = field(default_factory=Freed)
-
-
-class Store:
+class Store(StoreImages, StoreVolumes):
     """The store in one root folder; a context manager. Any number of threads, objects and processes may use one root."""
 
     def __init__(self, root: StrPath | None = None) -> None:
@@ -100,8 +81,9 @@ class Store:
         self._lock = threading.RLock()
         try:
             self.snapshots = Snapshotter(self.root / "snapshots", self.records, self._whiteouts())
-            self._collector = Collector(self.root, self.layout, self.records, self.snapshots)
-            self.leases, self.drop = self._collector.leases, self._collector.drop
+            self.snapshots.limits_of = partial(limits_of, self.records)
+            self._collector = Collector(self.root, self.layout, self.records, self.snapshots, self.volume_store)
+            self.leases, self.drop, self.clear = self._collector.leases, self._collector.drop, self._collector.clear
             self.leases.recover()
             self.layout.clear_stale_ingests()
         except BaseException:
@@ -136,82 +118,7 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {self.root}>"
 
-    @contextmanager
-    def operation(self) -> Iterator[LeasedLayout]:
-        """The layout for one operation, with its lease: what the operation made goes if it fails."""
-        with self.leases.hold() as lease:
-            yield LeasedLayout(self.root, lease)
-
     # --- images -------------------------------------------------------------------------------------------------------
-
-    def images(self) -> list[StoredImage]:
-        """Every image, the newest first."""
-        return images.listed(self.layout)
-
-    def image(self, name: str) -> StoredImage:
-        """The image called NAME[:TAG] or NAME@DIGEST, or that of a digest, an id or the beginning of an id. NotFound."""
-        return images.find(self.layout, name)
-
-    def load(
-        self, path: StrPath, *, platform: Platform | str | None = None, progress: Progress | None = None
-    ) -> list[StoredImage]:
-        """The images in a docker-archive, OCI archive or OCI layout directory, which are in the store from now on.
-
-        platform: of an index, the image for that one ("linux/arm64"), not for this machine. All of them, or with an error
-        none: InvalidImage, InvalidLayer, IntegrityError.
-        """
-        wanted = Platform.parse(platform) if isinstance(platform, str) else platform
-        with about(path), self.operation() as layout, Archive(path, platform=wanted) as archive:
-            found = [([whole_name(name) for name in names], image) for names, image in archive.images]
-            known = {pair for image in self.images() for pair in _layer_ids(image)}
-            counter = Counter(progress, "load", sum(layer.size for _, image in found for layer in image.layers))
-            kept = [(names, ingest_image(layout, image, known, counter)) for names, image in found]
-            for names, descriptor in kept:
-                if not names:
-                    give_name(self.layout, descriptor, None)
-                for name in names:
-                    give_name(self.layout, descriptor, name)
-        return [StoredImage(self.layout, descriptor, names) for names, descriptor in kept]
-
-    def import_rootfs(
-        self,
-        source: StrPath | BinaryIO,
-        name: str | None = None,
-        *,
-        changes: Iterable[str] = (),
-        message: str | None = None,
-        platform: Platform | str | None = None,
-        compression: str = "gzip",
-        progress: Progress | None = None,
-    ) -> StoredImage:
-        """A new base image of a root filesystem: a directory, or a tar (also an open file) that may be compressed.
-
-        changes: of the empty config, in a Dockerfile's words. compression: of a tar that is not compressed yet, or of a
-        directory: gzip, zstd or none, with a level as in "zstd-19".
-        """
-        whole = None if name is None else whole_name(name)
-        config = apply_changes(RuntimeConfig(), changes)
-        how = Compression.parse(compression)
-        where = Platform.parse(platform) if isinstance(platform, str) else platform
-        shown = source if isinstance(source, str | os.PathLike) else "-"
-        losses: Losses = []
-        with about(shown), self.operation() as layout:
-            layer = ingest_rootfs(layout, source, how, losses, progress)
-            history = History(created=now(), comment=message or f"Imported from {os.path.basename(str(shown))}")
-            image = new_image([layer], platform=where, config=config, history=[history], created=history.created)
-            stored = self.keep(layout, image, whole)
-        report(f"import {shown}", losses)
-        return stored
-
-    def tag(self, image: StoredImage | str, name: str) -> StoredImage:
-        """The image, with `name` as one more name, which no other image has then. NotFound."""
-        whole = whole_name(name)
-        found = self.image(image) if isinstance(image, str) else image
-        try:
-            give_name(self.layout, found.descriptor, whole, known_as=[found.digest])
-        except KeyError:
-            raise NotFound(f"no image {found}: it has just been removed") from None
-        return self.image(found.digest)
 
     def remove_image(self, image: StoredImage | str, *, force: bool = False) -> Removed:
         """Take the name `image` away; with its last one, or by id, the image too, and all that nothing else needs.
@@ -219,31 +126,11 @@ class Store:
         InUse if containers need it, or if an id has several names; force: take all names away all the same.
         """
         found = self.image(image) if isinstance(image, str) else image
-        names = [n for n in found.names if isinstance(image, str) and _is_name(image) and n == whole_name(image)]
-        if not names and len(found.names) > 1 and not force:
-            raise InUse(f"image {found.id.short} has {len(found.names)} names: {', '.join(found.tags)}", hint="rmi -f")
-        names = names or list(found.names)
-        goes = set(names) == set(found.names)
-        users = [r["name"] for r in self.records.rows("SELECT name FROM containers WHERE image = ?", str(found.digest))]
-        if goes and users and not force:
-            hint = f"overlaykit rm {users[0]} first; rmi -f takes only the name"
-            raise InUse(f"image {found} is needed by container {', '.join(users[:3])}", hint=hint)
-
-        def without(entries: tuple[Descriptor, ...]) -> list[Descriptor]:
-            return [d for d in entries if name_of(d) not in names and not (goes and d.digest == found.digest)]
-
-        removed = Removed([familiar(name) for name in names])
-        with self.leases.hold() as lease:
-            if goes:
-                lease.add(*blobs_and_layers(found))  # who is killed below leaves it to the next to finish
-            self.layout.edit(without)
-            if goes:
-                removed.freed = self._collector.clear(lease)
-                removed.image = None if users else found.id
-        return removed
+        name = whole_name(image) if isinstance(image, str) and _is_name(image) else None
+        return remove_image(self, found, name if name in found.names else None, several=force, used=force)
 
     def gc(self) -> Freed:
-        """Remove blobs, layers and directories that no image, container or running operation needs."""
+        """Remove blobs and layers that no image, container or running operation needs, and what dead operations left."""
         return self._collector.collect()
 
     def prune(self, *, all: bool = False, containers: bool = False) -> Pruned:
@@ -253,34 +140,67 @@ class Store:
         """
         return pruning.prune(self, all=all, containers=containers)
 
+    def image_size(self, image: StoredImage | str) -> int | None:
+        """Bytes that the image's layers hold, uncompressed, as Docker counts them; None if one is damaged. NotFound."""
+        return apparent.image_size(self, self.image(image) if isinstance(image, str) else image)
+
     def usage(self) -> StoreUsage:
         """What everything in the store takes on disk; the parts add up."""
         return sizes.usage(self)
 
-    def fsck(self, *, repair: bool = False) -> list[Finding]:
-        """What is wrong in the store; [] for a sound one. repair: what has another copy is put right."""
-        return fsck(self, repair=repair)
+    def fsck(self, *, repair: bool = False, deep: bool = False) -> list[Finding]:
+        """What is wrong in the store; [] for a sound one. repair: what has another copy is put right.
 
-    def unpack(self, image: StoredImage) -> str | None:
-        """The chain_id of the image, whose layers are all unpacked now, each once in the store. None if it has none."""
-        with self.operation() as layout:
-            return unpack(image, layout, self.snapshots, self.leases)
+        deep: what is unpacked is held against the blobs too, each file's content and all attributes.
+        """
+        return fsck(self, repair=repair, deep=deep)
 
-    def keep(self, layout: LeasedLayout, image: Image, name: str | None) -> StoredImage:
-        """A new image whose layers are in `layout`: its documents kept too, then its whole name, if it has one."""
-        descriptor = add_documents(layout, image)
-        give_name(self.layout, descriptor, name)
-        return StoredImage(self.layout, descriptor, [] if name is None else [name])
+    def squash(
+        self,
+        image: StoredImage | str,
+        start: int,
+        stop: int,
+        name: str | None = None,
+        *,
+        message: str | None = None,
+        compression: str = "gzip",
+    ) -> StoredImage:
+        """A new image: `image` with its layers start..stop (0 is the bottom, `stop` not included) as one.
+
+        What is below stays as it is, and so stays shared with other images. message: what the history says of the new
+        layer. NotFound; InvalidImage for a range that is none.
+        """
+        found = self.image(image) if isinstance(image, str) else image
+        return rewriting.squash(self, found, start, stop, name, message=message, compression=compression)
+
+    def rebase(
+        self, image: StoredImage | str, old_base: StoredImage | str, new_base: StoredImage | str, name: str | None = None
+    ) -> StoredImage:
+        """A new image: the layers that `image` has above `old_base`, and its config, on `new_base`. No layer is copied.
+
+        NotFound; InvalidImage if `image` is not built on `old_base`, or the bases are for different platforms.
+        """
+        found, old, new = (self.image(i) if isinstance(i, str) else i for i in (image, old_base, new_base))
+        return rewriting.put_on(self, found, old, new, name)
+
+    def compare(self, lower: str, upper: str | None = None, *, content: bool = False) -> list[Change]:
+        """What changed from `lower` to `upper`, with reasons and sizes, as `overlaykit.compare` says it.
+
+        Each names a container, an image, IMAGE#N (the image up to its layer N, 0 at the bottom), a layer by its digest or
+        diff_id, a directory, or the file of an image or a layer. One alone is IMAGE#N or IMAGE#N..M: what these layers
+        change of what is below them. content: read all files of one size. NotFound, InvalidReference.
+        """
+        return comparing.compare(self, lower, upper, content=content)
 
     # --- containers ---------------------------------------------------------------------------------------------------
 
     def containers(self) -> list[Container]:
         """Every container, the newest first."""
-        return [Container(self, record) for record in containers.everything(self.records)]
+        return [Container(self, record) for record in containerrecords.everything(self.records)]
 
     def container(self, name: str) -> Container:
         """The container of that name or id, or of an id that begins so. NotFound."""
-        return Container(self, containers.find(self.records, name))
+        return Container(self, containerrecords.find(self.records, name))
 
     def create(
         self,
@@ -290,59 +210,58 @@ class Store:
         mounts: Iterable[MountSpec | str] = (),
         volumes_from: Iterable[str] = (),
         labels: Mapping[str, str] | None = None,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         command: Sequence[str] = (),
         entrypoint: Sequence[str] | None = None,
         workdir: str | None = None,
         user: str | None = None,
         hostname: str | None = None,
         read_only: bool = False,
+        storage_opt: Mapping[str, str] | None = None,
     ) -> Container:
         """A new container of `image`: an empty writable layer on top of its layers, which are unpacked if they are not.
 
         mounts: as `-v` has them, or MountSpecs; a volume that is not there is made, and an empty one filled with the
-        image's files at its place. volumes_from: containers whose mounts this one gets too, "NAME" or "NAME:ro". The rest
-        changes the image's config. NotFound; AlreadyExists for a name that is taken; InvalidReference.
+        image's files at its place. volumes_from: containers whose mounts this one gets too, "NAME" or "NAME:ro".
+        storage_opt: limits on its writable layer, "size" and "entries": see store/quota.py. env: variables, None for one of
+        the image's that is to be unset. The rest changes the image's config. NotFound; AlreadyExists for a name that is
+        taken; InvalidReference.
         """
-        if name is not None and self._has_container(check_container_name(name)):
+        if name is not None and containerrecords.is_taken(self.records, check_container_name(name)):
             raise AlreadyExists(f"there is a container {name}", hint=f"overlaykit rm {name}, or choose another name")
         found = self.image(image) if isinstance(image, str) else image
         called = image if isinstance(image, str) else str(found)
         id = secrets.token_hex(32)
         config = overridden(found.runtime, labels, env, command, entrypoint, workdir, user)
         others = list(volumes_from)
-        given = {"Hostname": hostname, "ReadonlyRootfs": read_only, "VolumesFrom": others}
+        given = {"Hostname": hostname, "ReadonlyRootfs": read_only, "VolumesFrom": others, "StorageOpt": storage_opt}
+        limits = Limits.parse(storage_opt or {})
         settings = {key: value for key, value in given.items() if value}
         planned = mountpoints.plan(self, mounts, others, config.volumes or ())
         with self.operation() as layout, ExitStack() as stack:
+            layout.lease.add(being_created_from(found))
+            if isinstance(image, str) and not is_listed(self, found):
+                raise NotFound(f"no image {image}: it has just been removed")
             parent = unpack(found, layout, self.snapshots, self.leases)
             prepared = self.snapshots.prepare_directory(parent, layout.lease)
             view = stack.enter_context(self._view(parent)) if planned and parent is not None else None
-            points = stack.enter_context(mountpoints.prepared(self.volume_store, planned, view))
+            points = stack.enter_context(mountpoints.prepared(self.volume_store, planned, view)) if planned else []
             with self.records.transaction():
-                chosen = name or self.free_name()
+                chosen = name or free_name(self.records)
                 record = Record(id, chosen, found.digest, called, time.time_ns(), config, settings)
                 try:
-                    containers.insert(self.records, record)
+                    containerrecords.insert(self.records, record)
                 except sqlite3.IntegrityError:
                     raise AlreadyExists(f"there is a container {chosen}") from None
                 self.snapshots.record(prepared, id, parent)
                 mountpoints.insert(self.records, id, points)
+        if limits is not None and not quota.is_enforced(self.snapshots.directory(id)):
+            logger.warning("container %s: no project quota here: mounts and programs may go past its limits", chosen)
         return Container(self, record)
 
     def _view(self, key: str) -> View:
         lowers, trees = self.snapshots.lowers(key), self.snapshots.trees(key)
         return View(lowers, trees=trees, userxattr=self.snapshots.whiteouts is WhiteoutFormat.USERXATTR)
-
-    def _has_container(self, name: str) -> bool:
-        return self.records.row("SELECT 1 FROM containers WHERE name = ?", name) is not None
-
-    def free_name(self) -> str:
-        """Two words that name no container yet."""
-        name = random_name()
-        while self._has_container(name):
-            name = f"{random_name()}_{secrets.token_hex(2)}"
-        return name
 
     def overlay(self, id: str, open: Callable[[], Overlay | Mounted]) -> Overlay | Mounted:
         """The one Overlay that this store has of container `id`, opened by `open` if it has none."""
@@ -387,40 +306,43 @@ class Store:
 
     # --- volumes ------------------------------------------------------------------------------------------------------
 
-    def create_volume(self, name: str | None = None, *, labels: Mapping[str, str] | None = None) -> Volume:
-        """The volume `name`, made if there is none; without a name a new anonymous one. InvalidReference."""
-        return self.volume_store.create(name, labels=labels)[0]
+    def reseed_volume(
+        self, volume: Volume | str, image: StoredImage | str, path: str | None = None, *, dry_run: bool = False
+    ) -> Reseeded:
+        """Give a volume that was filled from an image what `image` has there now, and let what its user changed stay.
 
-    def volume(self, name: str) -> Volume:
-        """The volume of that name. NotFound."""
-        return self.volume_store.get(name)
-
-    def volumes(self) -> list[Volume]:
-        """Every volume, by name."""
-        return self.volume_store.listed()
-
-    def prune_volumes(self, *, all: bool = False, labels: Iterable[str] = ()) -> tuple[list[str], int]:
-        """Remove anonymous volumes that no container has, `all`: named ones too. Their names, and bytes that came free."""
-        return self.volume_store.prune(all=all, labels=labels)
+        path: in the image, where the volume's files came from if nothing is said. dry_run: only say what would be done.
+        NotFound, InUse.
+        """
+        found = self.volume(volume) if isinstance(volume, str) else volume
+        with self.operation() as layout:
+            top = unpack(self.image(image) if isinstance(image, str) else image, layout, self.snapshots, self.leases)
+            if top is None:
+                raise NotFound(f"image {image} has no files")
+            with self._view(top) as view:
+                return reseed(self.volume_store, found, view, path, dry_run=dry_run)
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
-    def inspect(self, name: str) -> dict[str, Any]:
-        """What there is to know of a container or else an image, under the names that Docker gives it. NotFound."""
-        try:
-            return self.container(name).inspect()
-        except NotFound:
-            pass
-        try:
+    def inspect(self, name: str, *, size: bool = False) -> dict[str, Any]:
+        """What there is to know of a container, else an image, else a volume, under the names that Docker gives it.
+
+        size: of a container too. NotFound.
+        """
+        with suppress(NotFound):
+            return self.container(name).inspect(size=size)
+        with suppress(NotFound, InvalidReference):
             return self.inspect_image(name)
-        except OverlaykitError:
-            raise NotFound(f"no container and no image {name}") from None
+        with suppress(NotFound):
+            return self.volume(name).inspect()
+        raise NotFound(f"no container, image or volume {name}")
 
     def inspect_image(self, name: str) -> dict[str, Any]:
         """The same of an image."""
         image = self.image(name)
         top = image.chain_ids[-1] if image.diff_ids else None
-        return images.inspect(image, self.snapshots.driver_data(top) if top and self.snapshots.has(top) else None)
+        data = self.snapshots.driver_data(top) if top and self.snapshots.has(top) else None
+        return images.inspect(image, data, self.image_size(image))
 
 
 def _refuse_foreign(root: Path) -> None:
@@ -435,7 +357,3 @@ def _is_name(text: str) -> bool:
     except OverlaykitError:
         return False
     return True
-
-
-def _layer_ids(image: Image) -> Iterator[tuple[Digest, Digest]]:
-    return ((layer.digest, layer.diff_id) for layer in image.layers)

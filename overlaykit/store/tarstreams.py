@@ -16,11 +16,14 @@ from overlaykit.overlay.tails import SparseTail, write_all
 from overlaykit.store.items import Advance, Item, excluded, open_file
 from overlaykit.tree import Entry, Kind, Losses, from_entries, regular, write_tar
 from overlaykit.tree.regular import normal_target
-from overlaykit.tree.tarball import LINK, TarReader, Window, sparse_map, sparse_rows, sparse_size, xattrs_of
+from overlaykit.tree.sparse import sparse_map, sparse_rows, sparse_size
+from overlaykit.tree.tarball import LINK, TarReader, Window, xattrs_of
 
 
-def read(stream: BinaryIO, exclude: tuple[str, ...], advance: Advance) -> Iterator[Item]:
+def read(stream: BinaryIO, exclude: tuple[str, ...], advance: Advance, *, root: bool = False) -> Iterator[Item]:
     """The entries of a tar, which may be compressed, each to be put down before the next is asked for.
+
+    root: that of the root too, whose attributes are the tar's to set then.
 
     InvalidLayer (UnsafePath for "..") for what is no tar, also when all that could be read has been given.
     """
@@ -29,7 +32,7 @@ def read(stream: BinaryIO, exclude: tuple[str, ...], advance: Advance) -> Iterat
         sparse = set(sparse_rows(window))
         for row in range(len(window.rows)):
             path = os.fsdecode(window.paths[row])
-            if path and not excluded(path, exclude):  # the root's attributes are not the tar's to set
+            if (path and not excluded(path, exclude)) or (root and not path):
                 yield _item(reader, window, row, path, is_sparse=row in sparse)
         if reader.window is window:
             reader.advance()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from overlaykit.errors import NotFound
 from overlaykit.oci import Digest, Image, Layer
+from overlaykit.oci.abreast import Turn, abreast
 from overlaykit.overlay.apply import apply_layer
-from overlaykit.store.abreast import Turn, abreast
 from overlaykit.store.leases import Leases
 from overlaykit.store.packing import LeasedLayout, report
 from overlaykit.store.snapshots import COMMITTED, Snapshotter

@@ -1,6 +1,7 @@
 """What a layer says: columnar trees. No OCI documents, no network."""
 
-from overlaykit.tree.diff import Change, against, changes, diff
+from overlaykit.tree.changes import Change, changes
+from overlaykit.tree.diff import against, diff
 from overlaykit.tree.fingerprint import fingerprint
 from overlaykit.tree.losses import Loss, Losses
 from overlaykit.tree.merge import merge, squash

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 
 from overlaykit.errors import NotFound
+from overlaykit.tree.changes import reasons
+from overlaykit.tree.fingerprint import Fingerprints
 from overlaykit.tree.merge import merge
 from overlaykit.tree.table import Flag, Kind, Mask, Rows, Tree, first_names
 
@@ -84,29 +87,58 @@ class Reason(Enum):
 
     REMOVED = "removed"  # an upper layer took the name away
     CHANGED = "changed"  # an upper layer has other content under the name
-    ATTRIBUTES = "attributes"  # an upper layer has the same size and time there: only mode, owner or xattrs changed
+    ATTRIBUTES = "attributes"  # an upper layer has the same content there: only mode, owner, time or xattrs changed
 
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """A file that a layer carries and nobody sees: in which layer, why, which layer hides it, and its size in bytes."""
+    """A file that a layer carries and nobody sees: in which layer, why, which layer hides it, and its size in bytes.
+
+    A file of several names is hidden by the layer that takes the last of them. changed: what of an ATTRIBUTES file did
+    change, in the words of `Change.reasons`.
+    """
 
     layer: int
     path: str
     reason: Reason
     hidden_by: int
     size: int
+    changed: tuple[str, ...] = ()
 
 
-def waste(layers: Sequence[Tree]) -> Iterator[Waste]:
+def waste(layers: Sequence[Tree], *, fingerprints: Callable[[int, Rows], Fingerprints] | None = None) -> Iterator[Waste]:
     """Every file of `layers` whose content no one sees in their merge, layer by layer, in tree order.
 
-    The names of one file count as one: its content is seen while one of them is.
+    The names of one file count as one: its content is seen while one of them is. fingerprints(layer, rows): of the contents
+    of these files, uint64[k, 2], by which a file that is in two layers is known; without it one of the same size and time
+    is taken for the same.
     """
     merged = merge(layers)
-    for number, tree in enumerate(layers):
-        for row in np.flatnonzero(_unseen(tree, number, merged)).tolist():
-            yield _waste(layers, number, row)
+    hidden = [
+        _hidden(layers, number, row)
+        for number, tree in enumerate(layers)
+        for row in np.flatnonzero(_unseen(tree, number, merged)).tolist()
+    ]
+    same = _same(layers, hidden, fingerprints)
+    for each, is_same in zip(hidden, same, strict=True):
+        tree, upper = layers[each.layer], layers[each.above]
+        path, size = tree.path(each.row), int(tree.size[each.row])
+        if each.over < 0:
+            yield Waste(each.layer, path, Reason.REMOVED, each.above, size)
+        elif is_same:
+            (changed,) = reasons(tree, np.array([each.row]), upper, np.array([each.over]))
+            yield Waste(each.layer, path, Reason.ATTRIBUTES, each.above, size, changed)
+        else:
+            yield Waste(each.layer, path, Reason.CHANGED, each.above, size)
+
+
+class _Hidden(NamedTuple):
+    """File `row` of a layer, the layer above that hides it, and the row there that has its name (-1: none)."""
+
+    layer: int
+    row: int
+    above: int
+    over: int
 
 
 def _unseen(tree: Tree, number: int, merged: Tree) -> Mask:
@@ -123,23 +155,46 @@ def _unseen(tree: Tree, number: int, merged: Tree) -> Mask:
     return unseen
 
 
-def _waste(layers: Sequence[Tree], number: int, row: int) -> Waste:
+def _hidden(layers: Sequence[Tree], number: int, row: int) -> _Hidden:
     tree = layers[number]
-    path, size = tree.path(row), int(tree.size[row])
+    group = int(tree.hardlink[row])
+    names = [row] if group < 0 else np.flatnonzero(tree.hardlink == group).tolist()
+    # The content was seen until the last of its names went.
+    above, over = max(_hider(layers, number, tree.path(name)) for name in names)
+    return _Hidden(number, row, above, over)
+
+
+def _hider(layers: Sequence[Tree], number: int, path: str) -> tuple[int, int]:
+    """The lowest layer above `number` that hides `path` of it, and the row there that has its name (-1: none)."""
     for above in range(number + 1, len(layers)):
         touch = _touch(layers[above], path, Kind.FILE)
-        if touch is None:
-            continue
-        verb, by = touch
-        upper = layers[above]
-        over = upper.find(by)
-        same = (
-            verb is Verb.CHANGES
-            and upper.kind[over] == Kind.FILE
-            and upper.size[over] == size
-            and upper.mtime_ns[over] == tree.mtime_ns[row]
-        )
-        if verb in (Verb.CHANGES, Verb.ADDS):
-            return Waste(number, path, Reason.ATTRIBUTES if same else Reason.CHANGED, above, size)
-        return Waste(number, path, Reason.REMOVED, above, size)
+        if touch is not None:
+            return above, layers[above].find(path) if touch[0] in (Verb.CHANGES, Verb.ADDS) else -1
     raise AssertionError(f"{path} of layer {number} is hidden by no layer")
+
+
+def _same(
+    layers: Sequence[Tree], hidden: list[_Hidden], fingerprints: Callable[[int, Rows], Fingerprints] | None
+) -> list[bool]:
+    """Of which of `hidden` the layer that hides it has the same content under the name."""
+    alike = [each.over >= 0 and _alike(layers, each) for each in hidden]
+    if fingerprints is None:
+        return [
+            a and layers[h.above].mtime_ns[h.over] == layers[h.layer].mtime_ns[h.row]
+            for a, h in zip(alike, hidden, strict=True)
+        ]
+    wanted = [h for a, h in zip(alike, hidden, strict=True) if a]
+    places = [(h.layer, h.row) for h in wanted] + [(h.above, h.over) for h in wanted]
+    prints: dict[tuple[int, int], bytes] = {}
+    for number in sorted({number for number, _ in places}):
+        rows = np.unique(np.array([row for layer, row in places if layer == number], np.int64))
+        for row, found in zip(rows.tolist(), fingerprints(number, rows), strict=True):
+            prints[number, row] = found.tobytes()
+    return [a and prints[h.layer, h.row] == prints[h.above, h.over] for a, h in zip(alike, hidden, strict=True)]
+
+
+def _alike(layers: Sequence[Tree], each: _Hidden) -> bool:
+    """Whether kind and size are the same."""
+    lower, upper = layers[each.layer], layers[each.above]
+    is_file = upper.kind[each.over] == Kind.FILE and not upper.flags[each.over] & Flag.LOWER_LINK
+    return bool(is_file and upper.size[each.over] == lower.size[each.row])

@@ -1,10 +1,8 @@
-"""What changed: the changeset that leads from one tree to another, and its changes as docker diff prints them."""
+"""What changed: the changeset that leads from one tree to another, and how a layer best says one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,7 +32,7 @@ def diff(lower: Tree, upper: Tree, *, same_content: Mask | None = None) -> Tree:
     for name, tree in (("lower", lower), ("upper", upper)):
         if tree.is_changeset:
             raise InvalidLayer(f"diff: {name} is a changeset; merge it with what is below it first")
-    mine, theirs = _pairs(lower, upper)
+    mine, theirs = pairs(lower, upper)
     both = np.flatnonzero((mine >= 0) & (theirs >= 0))
     chosen = np.zeros(len(upper), np.bool_)
     chosen[theirs[mine < 0]] = True
@@ -55,13 +53,21 @@ def diff(lower: Tree, upper: Tree, *, same_content: Mask | None = None) -> Tree:
     return _changeset(lower, upper, chosen, implied, gone[stays], np.flatnonzero(theirs >= 0), gone_place[stays])
 
 
-def _pairs(lower: Tree, upper: Tree) -> tuple[Rows, Rows]:
+def pairs(lower: Tree, upper: Tree) -> tuple[Rows, Rows]:
     """For each path of either tree, in order: its row in lower and its row in upper, -1 where it has none."""
     n = len(lower) + len(upper)
     mine, theirs = np.empty(n, np.int64), np.empty(n, np.int64)
     a, b = lower.paths, upper.paths
     made = treemerge.match(a.arena, a.start, b.arena, b.start, mine, theirs)
     return mine[:made], theirs[:made]
+
+
+def rows_in(lower: Tree, tree: Tree) -> Rows:
+    """int64[len(tree)]: for each path of `tree` its row in `lower`, -1 where it has none."""
+    mine, theirs = pairs(lower, tree)
+    found = np.full(len(tree), -1, np.int64)
+    found[theirs[theirs >= 0]] = mine[theirs >= 0]
+    return found
 
 
 def _add_names(upper: Tree, chosen: Mask) -> None:
@@ -104,6 +110,16 @@ def _changeset(
     return picked.with_columns(**blank)
 
 
+def hidden(changeset: Tree) -> Mask:
+    """bool[n]: which rows lie below an opaque directory, so that not even a directory of theirs shows from lower."""
+    opaque = np.flatnonzero((changeset.flags & Flag.OPAQUE) != 0)
+    depth = np.zeros(len(changeset) + 1, np.int64)
+    np.add.at(depth, opaque + 1, 1)
+    np.add.at(depth, changeset.ends[opaque], -1)
+    below: Mask = np.cumsum(depth[:-1]) > 0
+    return below
+
+
 def against(changeset: Tree, lower: Tree) -> Tree:
     """`changeset` as a layer on top of the merged tree `lower` best says it; both do the same to `lower`.
 
@@ -112,10 +128,10 @@ def against(changeset: Tree, lower: Tree) -> Tree:
     whiteouts where no name under it comes back (image-spec layer.md, "Opaque Whiteout", prefers those). A root that is as
     below says nothing.
     """
-    found = np.array([lower.find(path) for path in changeset.paths], np.int64)
+    found = rows_in(lower, changeset)
     keep = ~((changeset.kind == Kind.WHITEOUT) & (found < 0))
     columns = {n: getattr(changeset, n).copy() for n in ("flags", "mode", "uid", "gid", "mtime_ns")}
-    implied = np.flatnonzero(((changeset.flags & Flag.IMPLIED) != 0) & (found >= 0) & ~_hidden(changeset))
+    implied = np.flatnonzero(((changeset.flags & Flag.IMPLIED) != 0) & (found >= 0) & ~hidden(changeset))
     implied = implied[lower.kind[found[implied]] == Kind.DIR]
     borrowed = np.zeros(len(changeset), np.bool_)
     borrowed[implied] = True
@@ -154,103 +170,3 @@ def _borrow_xattrs(changeset: Tree, lower: Tree, borrowed: Mask, found: Rows) ->
     xattrs = changeset.xattrs.copy()
     xattrs[rows] = lower.xattrs[found[rows]] + len(changeset.xattr_sets)
     return replace(changeset.with_columns(xattrs=xattrs), xattr_sets=changeset.xattr_sets + lower.xattr_sets)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One line of `docker diff`: kind A added, C changed, D deleted; the path begins with "/".
-
-    reasons says what differs: "kind", "mode", "owner", "device", "content", "time", "link", "xattrs", or "below" for a
-    directory that is listed because something in it is. Sizes in bytes; those of a removed directory count all below it.
-    """
-
-    kind: Literal["A", "C", "D"]
-    path: str
-    reasons: tuple[str, ...] = ()
-    size_before: int = 0
-    size_after: int = 0
-
-
-def changes(lower: Tree, changeset: Tree) -> Iterator[Change]:
-    """What `changeset` does to the merged tree `lower`, as docker diff says it, in tree order.
-
-    A directory counts as changed by its mode, its owner or its file capability, or because something below it changed: not
-    by its time or size. A removed directory is one D, a replaced one a C, and the root is never listed. Unlike Docker, any
-    xattr counts, and so does a time that differs by less than a second.
-    """
-    own: list[tuple[int, Change | None]] = []  # by row of the changeset; None: nothing of its own
-    extra: dict[int, list[Change]] = {}  # names that an opaque directory, or one below such a one, takes away
-    hidden = _hidden(changeset)
-    opaque = hidden | ((changeset.flags & Flag.OPAQUE) != 0)
-    for row in range(len(changeset)):
-        before = lower.find(changeset.paths[row])
-        if row:
-            own.append((row, _change(lower, before, changeset, row, hidden=bool(hidden[row]))))
-        if opaque[row] and before >= 0 and lower.kind[before] == changeset.kind[row] == Kind.DIR:
-            extra[row] = [
-                _removed(lower, child) for child in lower.children(before) if changeset.find(lower.paths[child]) < 0
-            ]
-    # A directory above something changed is changed too; children stand after parents, so go backwards.
-    busy = np.zeros(len(changeset), np.bool_)
-    for row, change in reversed(own):
-        if change is not None or extra.get(row):
-            busy[row] = True
-        if busy[row]:
-            busy[changeset.parents[row]] = True
-    found = list(extra.get(0, ()))
-    for row, change in own:
-        if change is None and busy[row]:
-            change = Change("C", "/" + changeset.path(row), ("below",))
-        if change is not None:
-            found.append(change)
-        found += extra.get(row, ())
-    return iter(sorted(found, key=lambda c: c.path.replace("/", "\0")))
-
-
-def _hidden(changeset: Tree) -> Mask:
-    """bool[n]: which rows lie below an opaque directory, so that not even a directory of theirs shows from lower."""
-    opaque = np.flatnonzero((changeset.flags & Flag.OPAQUE) != 0)
-    depth = np.zeros(len(changeset) + 1, np.int64)
-    np.add.at(depth, opaque + 1, 1)
-    np.add.at(depth, changeset.ends[opaque], -1)
-    below: Mask = np.cumsum(depth[:-1]) > 0
-    return below
-
-
-def _removed(lower: Tree, row: int) -> Change:
-    below = slice(row, int(lower.ends[row]))
-    return Change("D", "/" + lower.path(row), size_before=int(lower.size[below].sum()))
-
-
-def _change(lower: Tree, before: int, changeset: Tree, row: int, *, hidden: bool) -> Change | None:
-    """What row `row` does to row `before` of lower (-1: there is none); None if nothing. hidden: a directory there does not
-    lend it what nobody wrote."""
-    kind = changeset.kind[row]
-    if kind == Kind.WHITEOUT:
-        return _removed(lower, before) if before >= 0 else None
-    path = "/" + changeset.path(row)
-    if before < 0:
-        return Change("A", path, size_after=int(changeset.size[row]))
-    reasons = _reasons(lower, before, changeset, row, hidden=hidden)
-    if not reasons:
-        return None
-    return Change("C", path, reasons, int(lower.size[before]), int(changeset.size[row]))
-
-
-def _reasons(lower: Tree, before: int, upper: Tree, row: int, *, hidden: bool = False) -> tuple[str, ...]:
-    if upper.flags[row] & Flag.IMPLIED and not hidden:
-        return () if lower.kind[before] == Kind.DIR else ("kind",)
-    old, new = lower.entry(before), upper.entry(row)
-    if old.kind != new.kind:
-        return ("kind",)
-    is_dir = new.kind == Kind.DIR
-    tests = (
-        ("mode", old.mode != new.mode),
-        ("owner", (old.uid, old.gid) != (new.uid, new.gid)),
-        ("device", old.rdev != new.rdev),
-        ("content", old.size != new.size),
-        ("link", new.kind == Kind.SYMLINK and old.link != new.link),
-        ("xattrs", dict(old.xattrs) != dict(new.xattrs)),
-        ("time", not is_dir and old.mtime_ns != new.mtime_ns),
-    )
-    return tuple(name for name, differs in tests if differs)

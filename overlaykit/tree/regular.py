@@ -49,7 +49,8 @@ def regular(table: Tree, *, oci_names: bool = False, strict: bool = False) -> Tr
     row, name, size, kind, flags = columns
     if strict:
         _refuse_duplicates(table, marks)
-    result = _pick(table, row, Strings(table.paths.arena, table.paths.start).take(name, size), kind, flags)
+    result = _pick(table, row, table.paths.take(name, size), kind, flags)
+    del table, marks, columns, row, name, size, kind, flags  # what comes needs room for as much again
     return _resolve_links(result)
 
 

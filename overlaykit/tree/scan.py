@@ -12,7 +12,7 @@ import numpy.typing as npt
 from overlaykit._ext import treescan
 from overlaykit.tree.regular import regular
 from overlaykit.tree.table import Kind, Strings, StrPath, Tree, Xattrs, empty_columns
-from overlaykit.tree.whiteout import WhiteoutFormat, read_overlay_marks
+from overlaykit.tree.whiteout import BOOKKEEPING, WhiteoutFormat, read_fuse_marks, read_overlay_marks
 
 # As ext/treescan.pyx packs a row.
 ROW = np.dtype(
@@ -37,12 +37,16 @@ def scan(directory: StrPath | int, *, whiteouts: WhiteoutFormat = WhiteoutFormat
     """What lies in `directory` (a path, or a descriptor that stays open), the root row being the directory itself.
 
     whiteouts: OVERLAY or USERXATTR reads an upper or layer directory of an overlay: devices 0:0 and marked files become
-    WHITEOUT rows, opaque marks a flag, and the overlay's own xattrs go; OCI does so with .wh. files. xattrs: False leaves
-    all of them out, and with them an overlay's marks. Raises OSError with the path of what could not be read.
+    WHITEOUT rows, opaque marks a flag, and the overlay's own xattrs go; OCI does so with .wh. files, FUSE with both.
+    xattrs: False leaves all of them out, and with them an overlay's marks. Raises OSError with the path of what could not
+    be read.
     """
     fd = directory if isinstance(directory, int) else os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    marked = whiteouts in (WhiteoutFormat.OVERLAY, WhiteoutFormat.USERXATTR)
+    # Each copied-up file has an origin of its own: a call to read it, and a set of xattrs that no other file has.
+    skip = tuple(os.fsencode(whiteouts.xattr_prefix + name) for name in BOOKKEEPING) if marked else ()
     try:
-        packed, paths, links, values = treescan.scan(fd, xattrs)
+        packed, paths, links, values = treescan.scan(fd, xattrs, skip)
     except OSError as e:
         if not isinstance(directory, int):
             e.filename = os.path.join(directory, e.filename)
@@ -51,8 +55,10 @@ def scan(directory: StrPath | int, *, whiteouts: WhiteoutFormat = WhiteoutFormat
         if fd is not directory:
             os.close(fd)
     tree = _from_rows(np.frombuffer(packed, ROW), paths, links, values)
-    if whiteouts in (WhiteoutFormat.OVERLAY, WhiteoutFormat.USERXATTR):
+    if marked:
         return read_overlay_marks(tree, whiteouts.xattr_prefix)
+    if whiteouts is WhiteoutFormat.FUSE:
+        return regular(read_fuse_marks(tree), oci_names=True)
     if whiteouts is WhiteoutFormat.OCI:
         return regular(tree, oci_names=True)
     return tree

@@ -12,11 +12,9 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import IntEnum, IntFlag
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,118 +23,10 @@ import numpy.typing as npt
 
 from overlaykit._ext import treemerge
 from overlaykit.errors import InvalidLayer
+from overlaykit.tree.entry import IMPLIED_MODE, Entry, Flag, Kind, Xattrs
+from overlaykit.tree.strings import Mask, Rows, Strings
 
 StrPath = str | os.PathLike[str]
-Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
-
-class Kind(IntEnum):
-    """What a row is. The numbers are stored: never change one."""
-
-    FILE = 0
-    DIR = 1
-    SYMLINK = 2
-    CHAR = 3
-    BLOCK = 4
-    FIFO = 5
-    SOCKET = 6
-    WHITEOUT = 7
-
-
-class Flag(IntFlag):
-    """What else a row says. The numbers are stored: never change one."""
-
-    NONE = 0
-    OPAQUE = 1  # a directory that hides all lower names under it
-    IMPLIED = 2  # a directory nobody wrote down: it says nothing but that it is one
-    LOWER_LINK = 4  # a hard link to a name of a lower layer, `link`; what it is, only the lower layer knows
-
-
-Xattrs = Mapping[str, bytes]
-IMPLIED_MODE = 0o755  # of a directory that no layer wrote; owned by root, at time 0
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One row. `path` is relative without a leading slash, "" for the root; bytes that are no UTF-8 as os.fsdecode has them.
-
-    `size` counts bytes and is 0 for what is not a file; `hardlink` is the number that all names of one file share, -1 for a
-    file of one name; `offset` is where the content begins in the layer's uncompressed tar, -1 where it is on disk.
-    """
-
-    path: str
-    kind: Kind = Kind.FILE
-    mode: int = 0
-    uid: int = 0
-    gid: int = 0
-    size: int = 0
-    mtime_ns: int = 0
-    rdev: int = 0
-    link: str | None = None
-    xattrs: Xattrs = field(default_factory=dict)
-    hardlink: int = -1
-    flags: Flag = Flag.NONE
-    offset: int = -1
-    layer: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Strings:
-    """Byte strings back to back: string i is arena[start[i]:start[i+1]]. arena uint8[m], start int64[n+1]."""
-
-    arena: npt.NDArray[np.uint8]
-    start: npt.NDArray[np.int64]
-
-    @staticmethod
-    def of(strings: Sequence[bytes]) -> Strings:
-        start = np.zeros(len(strings) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, strings), np.int64, len(strings)), out=start[1:])
-        return Strings(np.frombuffer(b"".join(strings), np.uint8), start)
-
-    def __len__(self) -> int:
-        return len(self.start) - 1
-
-    def __getitem__(self, i: int) -> bytes:
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        return self.arena[self.start[i] : self.start[i + 1]].tobytes()
-
-    def __iter__(self) -> Iterator[bytes]:
-        data, start = self.arena.tobytes(), self.start.tolist()
-        return (data[a:b] for a, b in pairwise(start))
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        return np.diff(self.start)
-
-    def take(self, rows: Rows, sizes: Rows | None = None) -> Strings:
-        """The strings of `rows`, in that order; of each only the first `sizes` bytes where sizes are given."""
-        start = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(self.lengths[rows] if sizes is None else sizes, out=start[1:])
-        arena = np.empty(int(start[-1]), np.uint8)
-        treemerge.gather(self.arena, self.start, rows, arena, start)
-        return Strings(arena, start)
-
-    def unlike(self, other: Strings) -> Mask:
-        """bool[n]: which strings differ from those of as many others."""
-        unlike: Mask = self.lengths != other.lengths
-        same = np.flatnonzero(~unlike)
-        if len(same) < len(unlike):
-            self, other = self.take(same), other.take(same)
-        # Of equal lengths all begin at equal places, so it is enough to look at the bytes.
-        bytes_apart = np.flatnonzero(self.arena != other.arena)
-        unlike[same[np.searchsorted(self.start, bytes_apart, "right") - 1]] = True
-        return unlike
-
-    @staticmethod
-    def concat(parts: Sequence[Strings]) -> Strings:
-        start = np.zeros(sum(map(len, parts)) + 1, np.int64)
-        if parts:
-            np.cumsum(np.concatenate([p.lengths for p in parts]), out=start[1:])
-            return Strings(np.concatenate([p.arena for p in parts]), start)
-        return Strings(np.empty(0, np.uint8), start)
-
 
 COLUMNS: dict[str, npt.DTypeLike] = {
     "kind": np.uint8,
@@ -158,6 +48,9 @@ COLUMNS_FILE = "columns"
 MAGIC = b"overlaykit tree 1\n"
 ALIGN = 64
 DEFAULTS = {"offset": -1, "link": -1, "xattrs": -1, "hardlink": -1}
+KINDS = tuple(Kind)
+FLAGS = tuple(Flag(number) for number in range(8))
+AT_ONCE = 4096  # rows
 PROVENANCE = ("offset", "layer")  # where a row came from: no part of what it says
 
 
@@ -192,26 +85,53 @@ class Tree:
 
     def entry(self, row: int) -> Entry:
         """Row `row` as one value. IndexError past the end."""
-        link, xattrs = int(self.link[row]), int(self.xattrs[row])
+        return self._entry(self.paths[row], *(int(getattr(self, name)[row]) for name in COLUMNS))
+
+    def entries(self, rows: Rows) -> Iterator[Entry]:
+        """Rows `rows`, in that order, each as one value."""
+        # Numbers leave numpy a column at a time, but only of some thousand rows, so that memory stays flat.
+        for start in range(0, len(rows), AT_ONCE):
+            chosen = rows[start : start + AT_ONCE]
+            columns = [getattr(self, name)[chosen].tolist() for name in COLUMNS]
+            yield from map(self._entry, self.paths.take(chosen), *columns)
+
+    def _entry(
+        self,
+        path: bytes,
+        kind: int,
+        flags: int,
+        mode: int,
+        uid: int,
+        gid: int,
+        size: int,
+        mtime_ns: int,
+        rdev: int,
+        offset: int,
+        layer: int,
+        link: int,
+        xattrs: int,
+        hardlink: int,
+    ) -> Entry:
+        """The values of COLUMNS in one row."""
         return Entry(
-            path=self.path(row),
-            kind=Kind(self.kind[row]),
-            mode=int(self.mode[row]),
-            uid=int(self.uid[row]),
-            gid=int(self.gid[row]),
-            size=int(self.size[row]),
-            mtime_ns=int(self.mtime_ns[row]),
-            rdev=int(self.rdev[row]),
+            path=os.fsdecode(path),
+            kind=KINDS[kind],
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            size=size,
+            mtime_ns=mtime_ns,
+            rdev=rdev,
             link=None if link < 0 else os.fsdecode(self.links[link]),
             xattrs={} if xattrs < 0 else self.xattr_sets[xattrs],
-            hardlink=int(self.hardlink[row]),
-            flags=Flag(int(self.flags[row])),  # an enum knows a numpy number only once it has met the value
-            offset=int(self.offset[row]),
-            layer=int(self.layer[row]),
+            hardlink=hardlink,
+            flags=FLAGS[flags],
+            offset=offset,
+            layer=layer,
         )
 
     def __iter__(self) -> Iterator[Entry]:
-        return map(self.entry, range(len(self)))
+        return self.entries(np.arange(len(self)))
 
     def find(self, path: str | bytes) -> int:
         """The row of `path` (relative, as in the table), or -1. Binary search."""
@@ -409,6 +329,33 @@ def _first_of_group(hardlink: npt.NDArray[np.int32]) -> Rows:
     return first
 
 
+def unlike_links(a: Tree, b: Tree, mine: Rows | slice, theirs: Rows | slice) -> Mask:
+    """bool[n]: where the symlinks among rows `mine` of a and `theirs` of b, one by one, lead elsewhere."""
+    link, other_link = a.link[mine], b.link[theirs]
+    unlike: Mask = (link >= 0) != (other_link >= 0)
+    rows = np.flatnonzero((link >= 0) & ~unlike)
+    unlike[rows] = a.links.take(link[rows].astype(np.int64)).unlike(b.links.take(other_link[rows].astype(np.int64)))
+    return unlike
+
+
+def unlike_xattrs(a: Tree, b: Tree, mine: Rows | slice, theirs: Rows | slice) -> Mask:
+    """bool[n]: where the xattrs of rows `mine` of a and `theirs` of b differ, one by one."""
+    xattrs, other_xattrs = a.xattrs[mine], b.xattrs[theirs]
+    unlike = np.zeros(len(xattrs), np.bool_)
+    rows = np.flatnonzero((xattrs >= 0) | (other_xattrs >= 0))
+    if len(rows):
+        # Few sets serve many rows: each two of them are compared once.
+        sets = np.stack([xattrs[rows], other_xattrs[rows]])
+        each, which = np.unique(sets, axis=1, return_inverse=True)
+        empty: Xattrs = {}
+        verdict = [
+            dict(a.xattr_sets[x] if x >= 0 else empty) != dict(b.xattr_sets[y] if y >= 0 else empty)
+            for x, y in each.T.tolist()
+        ]
+        unlike[rows] = np.array(verdict)[which.reshape(-1)]
+    return unlike
+
+
 def differing(a: Tree, b: Tree, *, pairs: tuple[Rows, Rows] | None = None, links: bool = True) -> Mask:
     """bool[n]: which rows of two tables with the same paths say different things.
 
@@ -420,22 +367,8 @@ def differing(a: Tree, b: Tree, *, pairs: tuple[Rows, Rows] | None = None, links
     for name in COLUMNS:
         if name not in (*PROVENANCE, "link", "xattrs", "hardlink"):
             unlike |= getattr(a, name)[mine] != getattr(b, name)[theirs]
-    link, other_link = a.link[mine], b.link[theirs]
-    unlike |= (link >= 0) != (other_link >= 0)
-    rows = np.flatnonzero((link >= 0) & ~unlike)
-    unlike[rows] = a.links.take(link[rows].astype(np.int64)).unlike(b.links.take(other_link[rows].astype(np.int64)))
-    xattrs, other_xattrs = a.xattrs[mine], b.xattrs[theirs]
-    rows = np.flatnonzero(((xattrs >= 0) | (other_xattrs >= 0)) & ~unlike)
-    if len(rows):
-        # Few sets serve many rows: each two of them are compared once.
-        sets = np.stack([xattrs[rows], other_xattrs[rows]])
-        each, which = np.unique(sets, axis=1, return_inverse=True)
-        empty: Xattrs = {}
-        verdict = [
-            dict(a.xattr_sets[x] if x >= 0 else empty) != dict(b.xattr_sets[y] if y >= 0 else empty)
-            for x, y in each.T.tolist()
-        ]
-        unlike[rows] = np.array(verdict)[which.reshape(-1)]
+    unlike |= unlike_links(a, b, mine, theirs)
+    unlike |= unlike_xattrs(a, b, mine, theirs)
     if links:
         hardlink, other_hardlink = a.hardlink[mine], b.hardlink[theirs]
         if ((hardlink >= 0) | (other_hardlink >= 0)).any():
@@ -460,4 +393,6 @@ __all__ = [
     "empty_columns",
     "first_names",
     "from_entries",
+    "unlike_links",
+    "unlike_xattrs",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -15,10 +16,11 @@ import numpy.typing as npt
 from overlaykit._ext import tarindex
 from overlaykit.errors import InvalidLayer, UnsafePath
 from overlaykit.tree.regular import regular
-from overlaykit.tree.table import Flag, Kind, Strings, Tree, Xattrs, empty_columns
+from overlaykit.tree.sparse import sparse_rows, sparse_size
+from overlaykit.tree.table import COLUMNS, Flag, Kind, Strings, Tree, Xattrs, empty_columns
 
 WINDOW = 1 << 20  # bytes parsed at a time: enough to spread a call's cost, little enough to stay in a cache
-HEADER_LIMIT = 1 << 20  # bytes of headers one entry may have; xattrs are at most 64 KiB each on Linux
+TOGETHER = 2048  # rows put into the table at a time
 
 # As ext/tarindex.pyx packs a row.
 ROW = np.dtype(
@@ -29,7 +31,7 @@ ROW = np.dtype(
     + [(n, "u1") for n in ("kind", "flags")]
 )
 LINK = 8  # the kind of a hard link
-HAS_XATTRS, SPARSE_OLD, SPARSE_PAX = 1, 2, 4  # flags
+HAS_XATTRS = 1  # a flag; SPARSE_OLD and SPARSE_PAX are others
 END, GLOBAL = 1, 2  # statuses; 0 is more, below it stands what is wrong
 WRONG = {
     -1: "a header whose checksum is wrong",
@@ -44,7 +46,6 @@ WRONG = {
     -10: "a path or a symlink's target longer than Linux has room for",
 }
 BLOCK = 512
-LARGEST = 1 << 62  # bytes in a file; more is a lie, and sums of such numbers must fit int64
 # Keys of a global header that would change what entries are; one that only comments is common (git archive).
 _MEANINGFUL = ("uid", "gid", "mtime", "SCHILY.xattr.", "LIBARCHIVE.xattr.")
 _FORBIDDEN = ("path", "linkpath", "size", "GNU.sparse.")
@@ -52,14 +53,29 @@ _GLOBAL_LIMIT = 1 << 16  # bytes of global records in all: they are read again f
 
 
 class Readable(Protocol):
-    """What a layer is read from: a binary file, a socket's, or a pipeline's end."""
+    """What a layer is read from: a binary file, a socket's, or a pipeline's end. One with `read1` gives pieces uncopied."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a layer may cost those who read it, beside its content; InvalidLayer for more.
+
+    header   bytes of headers one entry may have; xattrs are at most 64 KiB each on Linux
+    entries  how many entries; each takes about 150 bytes of memory
+    """
+
+    header: int = 1 << 20
+    entries: int = 1 << 24
+
+
+USUAL = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
-    """The entries of one stretch of a tar stream. Valid until the next one is asked for: the buffer is used again.
+    """The entries of one stretch of a tar stream.
 
     rows is a structured array (see ROW), paths and links belong to it; `first` bytes at the beginning of `buffer` go on the
     content of the last row of the window before. defaults: the pax records that hold for all entries.
@@ -93,58 +109,64 @@ class TarReader:
     The stream is read to its end, so that who verifies it sees every byte.
     """
 
-    def __init__(self, stream: Readable, *, header_limit: int = HEADER_LIMIT) -> None:
-        self.stream = stream
-        self.limit = header_limit
+    def __init__(self, stream: Readable, limits: Limits = USUAL) -> None:
+        self._read: Callable[[int], bytes] = getattr(stream, "read1", None) or partial(_read, stream)
+        self.limits = limits
         self.entries = 0
         self._defaults = b""
 
     def __iter__(self) -> Iterator[Window]:
-        buffer = bytearray(WINDOW)
         state = np.zeros(8, np.int64)
-        have = 0
-        ended = False
-        while not ended:
-            got = self._fill(buffer, have)
-            have += got
-            window, used, status = self._parse(buffer, have, state)
+        data, status = b"", 0
+        while status != END:
+            at_end = False
+            if status != GLOBAL:  # else there may be more in what we have
+                before = len(data)
+                data = self._more(data, int(state[7]))
+                at_end = len(data) == before
+            window, used, status = self._parse(data, state)
             self.entries += len(window.rows)
+            if self.entries > self.limits.entries:
+                raise InvalidLayer(f"more than the {self.limits.entries:,} entries allowed")
             yield window
             if status < 0:
-                raise self._wrong(status, int(state[0]), bytes(buffer[used:have]))
+                raise self._wrong(status, int(state[0]), data[used:])
             if status == GLOBAL:
-                self._globals(bytes(buffer[int(state[5]) : int(state[6])]))
-            ended = status == END
-            if not ended and got == 0 and status == 0 and used == 0:
-                self._check_end(have, state)
-                ended = True
-            if used == 0 and int(state[7]) > len(buffer) and have == len(buffer):
-                if int(state[7]) > self.limit + 4 * BLOCK:
-                    raise self._wrong(-9, int(state[0]), bytes(buffer[:have]))
-                # Not in place: the window that was handed out still looks at the old one.
-                buffer = buffer + bytes(int(state[7]) - len(buffer))
-            buffer[: have - used] = buffer[used:have]
-            have -= used
-        while self.stream.readinto(memoryview(buffer)):
+                self._globals(data[int(state[5]) : int(state[6])])
+            elif status != END and used == 0:
+                if at_end:
+                    self._check_end(len(data), state)
+                    break
+                if int(state[7]) > max(WINDOW, self.limits.header + 4 * BLOCK):
+                    raise self._wrong(-9, int(state[0]), data)
+            data = data[used:]
+        while self._read(WINDOW):
             pass
 
-    def _fill(self, buffer: bytearray, have: int) -> int:
-        if have == len(buffer):
-            return 0
-        with memoryview(buffer) as view, view[have:] as rest:
-            return self.stream.readinto(rest) or 0
+    def _more(self, data: bytes, need: int) -> bytes:
+        """`data` and the piece behind it: as many pieces as it takes for `need` bytes in all, fewer only at the end.
 
-    def _parse(self, buffer: bytearray, have: int, state: npt.NDArray[np.int64]) -> tuple[Window, int, int]:
-        rows = np.empty((have // BLOCK + 1) * ROW.itemsize, np.uint8)
-        paths, links = np.empty(have + 1, np.uint8), np.empty(have + 1, np.uint8)
-        status, used = tarindex.parse(buffer, have, self._defaults, self.limit, rows, paths, links, state)
+        A piece that nothing is left to stand before is not copied.
+        """
+        parts, have = [data], len(data)
+        while piece := self._read(WINDOW):
+            parts.append(piece)
+            have += len(piece)
+            if have >= need:
+                break
+        return b"".join(parts[not data :])
+
+    def _parse(self, data: bytes, state: npt.NDArray[np.int64]) -> tuple[Window, int, int]:
+        rows = np.empty((len(data) // BLOCK + 1) * ROW.itemsize, np.uint8)
+        paths, links = np.empty(len(data) + 1, np.uint8), np.empty(len(data) + 1, np.uint8)
+        status, used = tarindex.parse(data, len(data), self._defaults, self.limits.header, rows, paths, links, state)
         made = int(state[3])
         table = rows[: made * ROW.itemsize].view(ROW)
         window = Window(
             table,
             _strings(paths, table["path_end"]),
             _strings(links, table["link_end"]),
-            memoryview(buffer),
+            memoryview(data),
             int(state[4]),
             self._defaults,
         )
@@ -176,6 +198,12 @@ class TarReader:
             self._defaults += records
         if len(self._defaults) > _GLOBAL_LIMIT:
             raise InvalidLayer(f"{where}: more than {_GLOBAL_LIMIT} bytes of global records")
+
+
+def _read(stream: Readable, size: int) -> bytes:
+    """What `stream` gives at a time, for one that has no read1."""
+    buffer = bytearray(size)
+    return bytes(memoryview(buffer)[: stream.readinto(memoryview(buffer)) or 0])
 
 
 def _name_of(data: bytes) -> str:
@@ -246,186 +274,97 @@ class TableBuilder:
     """The rows of windows, put together as one table in the order in which they came."""
 
     def __init__(self) -> None:
-        self._parts: list[dict[str, npt.NDArray[Any]]] = []
-        self._paths: list[Strings] = []
-        self._links: list[Strings] = []
+        # Grown in place and handed on as they are: memory never holds a row twice.
+        self._columns = {name: bytearray() for name in COLUMNS}
+        self._paths, self._links = _StringsBuilder(), _StringsBuilder()
         self._sets: dict[tuple[tuple[str, bytes], ...], int] = {}
-        self._link_count = 0
+        # A window has some fifty rows, far too few for what a call of numpy costs: they wait for others.
+        self._waiting: list[bytes] = []
+        self._links_waiting: list[Strings] = []
+        self._rows_waiting = 0
+        self._xattrs_waiting: dict[int, int] = {}  # by row among those waiting, the set it has
 
-    def add(self, window: Window, real_sizes: dict[int, int]) -> list[Xattrs | None]:
-        """Append the window's rows; returns the xattrs of each (None: none). real_sizes: of sparse files, by row."""
+    def add(self, window: Window, real_sizes: dict[int, int]) -> None:
+        """Append the window's rows. real_sizes: of sparse files, by row."""
         rows = window.rows
-        n = len(rows)
-        columns = empty_columns(n)
-        is_link = rows["kind"] == LINK
-        columns["kind"] = np.where(is_link, np.uint8(Kind.FILE), rows["kind"])
-        columns["flags"][is_link] = Flag.LOWER_LINK
-        is_file = columns["kind"] == Kind.FILE
-        columns["mode"] = np.where(columns["kind"] == Kind.SYMLINK, np.uint32(0o777), rows["mode"])
-        for name in ("uid", "gid", "mtime_ns", "rdev"):
-            columns[name] = rows[name].copy()  # of one row, ascontiguousarray would give the window's own
-        columns["size"] = np.where(is_file, rows["size"], 0)
-        columns["offset"] = np.where(is_file & ~is_link, rows["offset"], -1)
-        for row, size in real_sizes.items():
-            columns["size"][row] = size
-        linked = np.flatnonzero(is_link | (columns["kind"] == Kind.SYMLINK))
-        columns["link"][linked] = np.arange(self._link_count, self._link_count + len(linked))
-        self._link_count += len(linked)
-        xattrs: list[Xattrs | None] = [None] * n
-        for row in np.flatnonzero(rows["flags"] & HAS_XATTRS).tolist():
+        if real_sizes:
+            rows = rows.copy()
+            rows["size"][list(real_sizes)] = list(real_sizes.values())
+        for row in (rows["flags"] & HAS_XATTRS).nonzero()[0].tolist():
             try:
                 found = xattrs_of(window.records(row))
             except InvalidLayer as e:
                 raise InvalidLayer(f"{window.name(row)}: {e}") from None
             if found:
-                xattrs[row] = found
-                columns["xattrs"][row] = self._sets.setdefault(tuple(sorted(found.items())), len(self._sets))
-        self._parts.append(columns)
-        # The window's arrays have room for a whole buffer: keep only what is used.
-        self._paths.append(Strings(window.paths.arena.copy(), window.paths.start))
-        self._links.append(window.links.take(linked))
-        return xattrs
+                number = self._sets.setdefault(tuple(sorted(found.items())), len(self._sets))
+                self._xattrs_waiting[self._rows_waiting + row] = number
+        self._paths.add(window.paths)
+        self._waiting.append(rows.tobytes())
+        self._links_waiting.append(window.links.copy())
+        self._rows_waiting += len(rows)
+        if self._rows_waiting >= TOGETHER:
+            self._put_together()
+
+    def _put_together(self) -> None:
+        rows = np.frombuffer(b"".join(self._waiting), ROW)
+        columns = empty_columns(len(rows))
+        is_link = rows["kind"] == LINK
+        columns["kind"] = np.where(is_link, np.uint8(Kind.FILE), rows["kind"])
+        columns["flags"][is_link] = Flag.LOWER_LINK
+        is_file, is_symlink = columns["kind"] == Kind.FILE, columns["kind"] == Kind.SYMLINK
+        columns["mode"] = np.where(is_symlink, np.uint32(0o777), rows["mode"])
+        for name in ("uid", "gid", "mtime_ns", "rdev"):
+            columns[name] = rows[name]
+        columns["size"] = np.where(is_file, rows["size"], 0)
+        columns["offset"] = np.where(is_file & ~is_link, rows["offset"], -1)
+        linked = np.flatnonzero(is_link | is_symlink)
+        columns["link"][linked] = np.arange(len(self._links), len(self._links) + len(linked))
+        columns["xattrs"][list(self._xattrs_waiting)] = list(self._xattrs_waiting.values())
+        for name, column in self._columns.items():
+            column += columns[name].astype(COLUMNS[name]).tobytes()
+        self._links.add(Strings.concat(self._links_waiting).take(linked))
+        self._waiting.clear()
+        self._links_waiting.clear()
+        self._xattrs_waiting.clear()
+        self._rows_waiting = 0
 
     def table(self) -> Tree:
-        names = empty_columns(0)
-        parts = {n: np.concatenate([p[n] for p in self._parts] or [names[n]]) for n in names}
-        return Tree(
-            Strings.concat(self._paths),
-            **parts,
-            links=Strings.concat(self._links),
-            xattr_sets=tuple(dict(s) for s in self._sets),
-        )
+        """All of it. Nothing can be added after that."""
+        if self._waiting:
+            self._put_together()
+        columns = {name: np.frombuffer(column, COLUMNS[name]) for name, column in self._columns.items()}
+        sets = tuple(dict(s) for s in self._sets)
+        return Tree(self._paths.strings(), **columns, links=self._links.strings(), xattr_sets=sets)
 
 
-def index_tar(stream: Readable, *, strict: bool = False) -> Tree:
+class _StringsBuilder:
+    def __init__(self) -> None:
+        self._arena, self._start = bytearray(), bytearray(8)
+
+    def __len__(self) -> int:
+        return len(self._start) // 8 - 1
+
+    def add(self, strings: Strings) -> None:
+        self._start += (strings.start[1:] + len(self._arena)).tobytes()
+        self._arena += strings.arena.tobytes()
+
+    def strings(self) -> Strings:
+        return Strings(np.frombuffer(self._arena, np.uint8), np.frombuffer(self._start, np.int64))
+
+
+def index_tar(stream: Readable, *, strict: bool = False, limits: Limits = USUAL) -> Tree:
     """The Tree that an uncompressed OCI layer tar says: a changeset, .wh. names read as whiteouts, rows in tree order.
 
     strict: a path that stands twice is an error, as image-spec layer.md has it; else the later counts. `offset` says where
     in the stream a file's content begins. Raises InvalidLayer and UnsafePath for what is no layer. Follows POSIX pax and
     GNU tar's formats. Memory: the columns, about 100 bytes an entry, and one window.
     """
+    return regular(_table(stream, limits), oci_names=True, strict=strict)
+
+
+def _table(stream: Readable, limits: Limits) -> Tree:
+    """What the tar says, row by row. Its windows are gone when this returns."""
     builder = TableBuilder()
-    for window in TarReader(stream):
+    for window in TarReader(stream, limits):
         builder.add(window, {row: sparse_size(window, row) for row in sparse_rows(window)})
-    return regular(builder.table(), oci_names=True, strict=strict)
-
-
-# --- sparse files ---------------------------------------------------------------------------------------------------
-
-
-def sparse_rows(window: Window) -> list[int]:
-    return np.flatnonzero(window.rows["flags"] & (SPARSE_OLD | SPARSE_PAX)).tolist()
-
-
-def sparse_size(window: Window, row: int) -> int:
-    """The size in bytes that sparse file `row` has once its holes are there."""
-    try:
-        return _sparse_size(window, row)
-    except InvalidLayer as e:
-        raise InvalidLayer(f"{window.name(row)}: {e}") from None
-
-
-def _sparse_size(window: Window, row: int) -> int:
-    if window.rows["flags"][row] & SPARSE_OLD:
-        return _number(bytes(window.buffer[int(window.rows["head"][row]) :][:BLOCK])[483:495])
-    records = window.records(row)
-    for key in ("GNU.sparse.realsize", "GNU.sparse.size"):
-        if key in records:
-            return _digits(records[key])
-    return int(window.rows["size"][row])
-
-
-def sparse_map(window: Window, row: int) -> list[tuple[int, int]] | None:
-    """(offset, size) of each piece of content of sparse file `row`; None where the map is in front of the content (1.0)."""
-    try:
-        return _sparse_map(window, row)
-    except InvalidLayer as e:
-        raise InvalidLayer(f"{window.name(row)}: {e}") from None
-
-
-def _sparse_map(window: Window, row: int) -> list[tuple[int, int]] | None:
-    if window.rows["flags"][row] & SPARSE_OLD:
-        head, data = int(window.rows["head"][row]), int(window.rows["data"][row])
-        blocks = bytes(window.buffer[head:data])
-        fields = [blocks[386 + 24 * i : 410 + 24 * i] for i in range(4)]
-        for at in range(BLOCK, len(blocks), BLOCK):
-            fields += [blocks[at + 24 * i : at + 24 * (i + 1)] for i in range(21)]
-        return _checked([(_number(f[:12]), _number(f[12:])) for f in fields if f.strip(b"\0")])
-    packed = window.own_records(row)
-    records = parse_records(packed)
-    if records.get("GNU.sparse.major") == b"1":
-        return None
-    if "GNU.sparse.map" in records:
-        numbers = [_digits(n) for n in records["GNU.sparse.map"].split(b",") if n]
-        return _checked(list(zip(numbers[::2], numbers[1::2], strict=False)))
-    # 0.0 repeats two keys, so that a dictionary of records keeps only the last pair.
-    offsets = [_digits(r.partition(b"=")[2]) for r in _repeated(packed, b"GNU.sparse.offset=")]
-    sizes = [_digits(r.partition(b"=")[2]) for r in _repeated(packed, b"GNU.sparse.numbytes=")]
-    return _checked(list(zip(offsets, sizes, strict=False)))
-
-
-def read_map(data: bytes) -> tuple[list[tuple[int, int]], int] | None:
-    """The map at the beginning of a 1.0 sparse file's content and the bytes it takes; None if more of it is needed."""
-    first, newline, _ = data[:MAP_LINE].partition(b"\n")
-    if not newline:
-        if len(data) >= MAP_LINE:
-            raise InvalidLayer("a sparse map that does not begin with a number")
-        return None
-    count = _digits(first)
-    if count > MAP_LIMIT:
-        raise InvalidLayer(f"a sparse map of {count} pieces")
-    if data.count(b"\n") < 2 * count + 1:
-        if len(data) > (2 * count + 1) * MAP_LINE:
-            raise InvalidLayer("a sparse map with something else than numbers in it")
-        return None
-    lines = data.split(b"\n", 2 * count + 1)
-    numbers = [_digits(n) for n in lines[1 : 2 * count + 1]]
-    used = sum(len(line) + 1 for line in lines[: 2 * count + 1])
-    size = (used + BLOCK - 1) // BLOCK * BLOCK
-    if size > len(data):
-        return None
-    return _checked(list(zip(numbers[::2], numbers[1::2], strict=True))), size
-
-
-MAP_LINE = 21  # bytes: a number's 19 digits, a newline, and one more
-MAP_LIMIT = 1 << 20  # pieces
-
-
-def _repeated(data: bytes, key: bytes) -> Iterator[bytes]:
-    at = 0
-    while at < len(data):
-        space = data.index(b" ", at)
-        end = at + int(data[at:space])
-        if data.startswith(key, space + 1):
-            yield data[space + 1 : end - 1]
-        at = end
-
-
-def _checked(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    end = 0
-    for offset, size in pieces:
-        if offset < end or size < 0 or offset + size > LARGEST:
-            raise InvalidLayer(f"a sparse map that goes back: {size} bytes at {offset} after {end}")
-        end = offset + size
-    return pieces
-
-
-def _digits(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 19:
-        raise InvalidLayer(f"{text[:24]!r} where a number should be")
-    if int(text) > LARGEST:
-        raise InvalidLayer(f"a number that cannot be: {int(text)}")
-    return int(text)
-
-
-def _number(field: bytes) -> int:
-    if field[0] & 0x80:
-        value = int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
-    else:
-        text = field.strip(b"\0 ")
-        if text.strip(b"01234567"):
-            raise InvalidLayer(f"{field!r} where an octal number should be")
-        value = int(text or b"0", 8)
-    if value > LARGEST:
-        raise InvalidLayer(f"a number that cannot be: {value}")
-    return value
+    return builder.table()

@@ -6,9 +6,11 @@ seconds unless asked. Rows go in tree order, within a directory its whiteouts fi
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import BinaryIO, Protocol
 
@@ -17,7 +19,7 @@ import numpy as np
 from overlaykit._ext import whiteout
 from overlaykit.errors import InvalidLayer
 from overlaykit.tree.losses import Loss, Losses
-from overlaykit.tree.table import Entry, Flag, Kind, Tree, first_names
+from overlaykit.tree.table import Entry, Flag, Kind, Rows, Tree, first_names
 from overlaykit.tree.whiteout import METACOPY, OPAQUE_NAME, PREFIX, REDIRECT, Mark, WhiteoutFormat
 
 BLOCK = 512
@@ -31,6 +33,7 @@ TYPES = {
     Kind.FIFO: b"6",
     Kind.WHITEOUT: b"0",
 }
+OPAQUE, IMPLIED, LOWER_LINK = int(Flag.OPAQUE), int(Flag.IMPLIED), int(Flag.LOWER_LINK)
 CAPABILITY = "security.capability"
 # An xattr that says something about the host it was on, not about the file: a policy's label.
 HOST_XATTRS = ("security.selinux", "security.ima", "security.evm")
@@ -40,6 +43,23 @@ class Writable(Protocol):
     """What a tar is written to."""
 
     def write(self, data: bytes | memoryview, /) -> object: ...
+
+
+class Whole:
+    """A sink that takes all that it is given, whatever pieces `out` takes: a raw file's write may stop early, and say so."""
+
+    def __init__(self, out: Writable) -> None:
+        self._write = out.write
+        self._is_raw = isinstance(out, io.RawIOBase)
+
+    def write(self, data: bytes | memoryview, /) -> None:
+        """OSError from `out`; BlockingIOError if it is not blocking, and takes nothing."""
+        done = self._write(data)
+        while type(done) is int and done < len(data):
+            data = memoryview(data)[done:]
+            done = self._write(data)
+        if done is None and self._is_raw:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 Content = Callable[[int], int | BinaryIO]
@@ -63,13 +83,14 @@ def write_tar(
     OSError from reading and writing.
     """
     losses = [] if losses is None else losses
+    out = Whole(out)
     latest = None if source_date_epoch is None else source_date_epoch * 10**9
     kept = np.zeros(len(tree), np.uint8)
     whiteout.classify(tree.paths.arena, tree.paths.start, kept)
     reserved = kept != Mark.PLAIN  # read back, they would take something away
     first = first_names(tree.with_columns(hardlink=np.where(reserved, -1, tree.hardlink)))
-    for row in _order(tree):
-        entry = tree.entry(row)
+    order = _order(tree)
+    for row, entry in zip(order.tolist(), tree.entries(order), strict=True):
         if reserved[row]:
             losses.append(Loss(entry.path, f"a name with {PREFIX}: layers keep it for whiteouts"))
             continue
@@ -83,48 +104,47 @@ def write_tar(
             head, slash, name = entry.path.rpartition("/")
             out.write(_header(Entry(head + slash + PREFIX + name), b"0", {}, 0))
             continue
-        if entry.flags & Flag.LOWER_LINK or first[row] != row:
+        flags = int(entry.flags)  # an enum's own operators are slow
+        if flags & LOWER_LINK or first[row] != row:
             # With all that the file has: some tools give it what a link's header says, and the owner takes capabilities off.
-            link = entry.link if entry.flags & Flag.LOWER_LINK else tree.path(int(first[row]))
+            link = entry.link if flags & LOWER_LINK else tree.path(int(first[row]))
             out.write(_header(replace(entry, link=link), b"1", _xattr_records(entry, []), mtime_ns))
             continue
         # What nobody wrote stays unwritten, or it would change the directory below. The root, too, is written only if it
         # says something: most tools leave it out, and few expect it.
-        if not entry.flags & Flag.IMPLIED or (row and not entry.flags & Flag.OPAQUE and tree.ends[row] == row + 1):
+        if not flags & IMPLIED or (row and not flags & OPAQUE and tree.ends[row] == row + 1):
             out.write(_header(entry, TYPES[entry.kind], _xattr_records(entry, losses), mtime_ns))
         if entry.kind == Kind.FILE and entry.size:
             _copy(content(row), entry, out)
-        if entry.flags & Flag.OPAQUE:
+        if flags & OPAQUE:
             path = entry.path + "/" + OPAQUE_NAME if entry.path else OPAQUE_NAME
             out.write(_header(Entry(path), b"0", {}, 0))
     # Two empty blocks end an archive; readers want more of them only where tapes are concerned.
     out.write(bytes(2 * BLOCK))
 
 
-def _order(tree: Tree) -> Iterator[int]:
+def _order(tree: Tree) -> Rows:
     """Rows in tree order, but the whiteouts of a directory before its other entries."""
+    place = np.arange(len(tree))
     gone = np.flatnonzero(tree.kind == Kind.WHITEOUT)
-    by_home: dict[int, list[int]] = {}
-    for row, home in zip(gone.tolist(), tree.parents[gone].tolist(), strict=True):
-        by_home.setdefault(home, []).append(row)
-    for row in range(len(tree)):
-        if tree.kind[row] != Kind.WHITEOUT:
-            yield row
-            yield from by_home.get(row, ())
+    # Each goes to its directory's place; sorting is stable, and the directory itself comes first there.
+    place[gone] = tree.parents[gone]
+    return np.argsort(place, kind="stable")
 
 
 def _copy(source: int | BinaryIO, entry: Entry, out: Writable) -> None:
+    """The content of one file, padded to whole blocks."""
     left = entry.size
     with open(source, "rb", buffering=0) if isinstance(source, int) else source as file:
-        while left:
-            data = file.read(min(CHUNK, left))
+        while left > 0:
+            data = file.read(min(CHUNK, left) + 1)  # one byte more shows a file that has grown
             if not data:
                 raise InvalidLayer(f"{entry.path!r}: {entry.size - left} bytes where {entry.size} were announced")
-            out.write(data)
             left -= len(data)
-        if file.read(1):
+            out.write(data if left else data + bytes(-entry.size % BLOCK))
+        # A file of ours has said so by now; another reader may have given less than there is.
+        if left < 0 or (not isinstance(source, int) and file.read(1)):
             raise InvalidLayer(f"{entry.path!r}: more than the {entry.size} bytes that were announced")
-    out.write(bytes(-entry.size % BLOCK))
 
 
 def _xattr_records(entry: Entry, losses: Losses) -> dict[bytes, bytes]:

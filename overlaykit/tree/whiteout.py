@@ -3,6 +3,7 @@ trusted.overlay.opaque=y), as user xattrs (user.overlay.*). The constants of all
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from enum import Enum, IntEnum
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from overlaykit._ext import whiteout
-from overlaykit.errors import InvalidLayer
-from overlaykit.tree.table import Flag, Kind, Strings, Tree, Xattrs
+from overlaykit.errors import InvalidLayer, Unsupported
+from overlaykit.tree.table import Flag, Kind, Rows, Strings, Tree, Xattrs
 
 # image-spec layer.md, "Whiteouts"
 PREFIX = ".wh."
@@ -26,11 +27,12 @@ class WhiteoutFormat(Enum):
     OCI = "oci"  # files named .wh.NAME and .wh..wh..opq
     OVERLAY = "overlay"  # char devices 0:0 and trusted.overlay.* xattrs: root's overlayfs
     USERXATTR = "userxattr"  # the same under user.overlay.*, with xattr whiteouts: overlayfs mounted with userxattr
+    FUSE = "fuse"  # all of these, side by side: what fuse-overlayfs leaves; written as OVERLAY, which it reads too
 
     @property
     def xattr_prefix(self) -> str:
         """What overlayfs's own xattrs begin with. ValueError for a format that has none."""
-        if self is WhiteoutFormat.OVERLAY:
+        if self in (WhiteoutFormat.OVERLAY, WhiteoutFormat.FUSE):
             return "trusted.overlay."
         if self is WhiteoutFormat.USERXATTR:
             return "user.overlay."
@@ -45,6 +47,12 @@ METACOPY = "metacopy"  # a file's metadata without its data
 ESCAPE = "overlay."  # what a nested overlay's own xattrs get behind the prefix
 # Bookkeeping that says nothing about content
 BOOKKEEPING = frozenset({"origin", "impure", "nlink", "upper", "uuid", "protattr"})
+# What xattrs of fuse-overlayfs's own begin with (its main.c), and a device that it makes beside each .wh..wh..opq.
+FUSE_PREFIXES = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "security.fuseoverlayfs.")
+FUSE_OPAQUE_NAME = b".wh..opq"
+# With xattr_permissions it keeps owner and mode in one of these, "UID:GID:MODE" and in later versions a kind.
+OVERRIDES = tuple(f"{place}.override_stat" for place in ("user.containers", "user.fuseoverlayfs", "security.fuseoverlayfs"))
+OVERRIDE = re.compile(rb"(\d{1,10}):(\d{1,10}):([0-7]{1,7})(?::(?:file|dir|symlink))?")
 
 
 class Mark(IntEnum):
@@ -79,6 +87,18 @@ def read_oci_names(table: Tree) -> tuple[Tree, npt.NDArray[np.uint8]]:
     return replace(table, paths=Strings(arena[:size], start)), marks
 
 
+def oci_names(tree: Tree, gone: Rows, opaque: Rows) -> list[bytes]:
+    """The paths of the files by which a tar says that rows `gone` are whiteouts, and then that rows `opaque` are opaque."""
+    names = []
+    for row in gone.tolist():
+        head, slash, name = tree.paths[row].rpartition(b"/")
+        names.append(head + slash + PREFIX.encode() + name)
+    for row in opaque.tolist():
+        path = tree.paths[row]
+        names.append((path + b"/" if path else b"") + OPAQUE_NAME.encode())
+    return names
+
+
 def read_overlay_marks(tree: Tree, prefix: str) -> Tree:
     """`tree` of an overlay's upper or layer directory with the overlay's marks read: WHITEOUT kinds, OPAQUE flags.
 
@@ -109,6 +129,39 @@ def read_overlay_marks(tree: Tree, prefix: str) -> Tree:
             columns[name] = np.where(gone, 0, getattr(tree, name))
         columns["hardlink"] = np.where(gone, -1, tree.hardlink)  # the kernel links all its whiteouts together
         columns["xattrs"] = np.where(gone, -1, xattrs)
+    return replace(tree.with_columns(**columns), xattr_sets=tuple(sets))
+
+
+def read_fuse_marks(tree: Tree) -> Tree:
+    """`tree` of an upper directory of fuse-overlayfs with its marks read, but for those that are names: `regular` does that.
+
+    It shows no xattrs under its prefixes to whoever is in the mount, and so none is a nested overlay's.
+    """
+    spare = [row for row in np.flatnonzero((tree.kind == Kind.CHAR) & (tree.rdev == 0)).tolist()
+             if tree.paths[row].rpartition(b"/")[2] == FUSE_OPAQUE_NAME]  # fmt: skip
+    keep = np.ones(len(tree), np.bool_)
+    keep[spare] = False
+    tree = _overridden(tree.take(keep))
+    for prefix in FUSE_PREFIXES:
+        tree = read_overlay_marks(tree, prefix)
+    return tree
+
+
+def _overridden(tree: Tree) -> Tree:
+    """`tree` with the owners and modes that stand in OVERRIDES in place of those on disk."""
+    columns = {name: getattr(tree, name).copy() for name in ("uid", "gid", "mode")}
+    sets = list(tree.xattr_sets)
+    for number, own in enumerate(tree.xattr_sets):
+        value = next((own[name] for name in OVERRIDES if name in own), None)
+        rows = np.flatnonzero(tree.xattrs == number)
+        if value is None or not len(rows):
+            continue
+        found = OVERRIDE.fullmatch(value)
+        if found is None:
+            raise Unsupported(f"{tree.path(int(rows[0]))!r}: its owner and mode are kept as {value!r}")
+        for name, text, base in zip(columns, found.groups(), (10, 10, 8), strict=True):
+            columns[name][rows] = int(text, base) & (0o7777 if name == "mode" else 0xFFFFFFFF)
+        sets[number] = {name: kept for name, kept in own.items() if name not in OVERRIDES}
     return replace(tree.with_columns(**columns), xattr_sets=tuple(sets))
 
 

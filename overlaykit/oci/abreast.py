@@ -14,6 +14,7 @@ MOST = 4  # layers at a time: each has two threads, and some 20 MiB of buffers
 
 class Stream(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None: ...
+    def read1(self, n: int, /) -> bytes: ...
 
 
 class Turn:
@@ -39,9 +40,16 @@ class _Watched:
         self._given_up = given_up
 
     def readinto(self, buffer: memoryview, /) -> int | None:
+        self._go_on()
+        return self._stream.readinto(buffer)
+
+    def read1(self, n: int, /) -> bytes:
+        self._go_on()
+        return self._stream.read1(n)
+
+    def _go_on(self) -> None:
         if self._given_up.is_set():
             raise InterruptedError(errno.EINTR, "given up, since another layer failed")
-        return self._stream.readinto(buffer)
 
 
 def abreast(tasks: Sequence[Callable[[Turn], None]]) -> None:

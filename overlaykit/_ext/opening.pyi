@@ -1,0 +1,3 @@
+"""Opening what upper has, the short way. Built from ext/opening.pyx."""
+
+def open_there(dir_fd: int, name: bytes, flags: int, mode: int, own: bytes) -> int: ...
