@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pkgutil
 import stat
 import traceback
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
+import overlaykit
 from overlaykit.overlay.mount import MS_BIND, libc, mount_old
 
 SOMEBODY = 1000  # user and group id
@@ -17,6 +20,35 @@ CLONE_NEWNS, MS_PRIVATE_REC = 0x20000, (1 << 18) | (1 << 14)  # linux/sched.h, l
 CLONE_NEWUSER = 0x10000000
 OTHERS, SOME_IDS = 100_000, 65_536  # the ids that a user has besides his own, as /etc/subuid gives them
 
+# What the library imports from elsewhere only once it needs it.
+IMPORTED_LATE = [
+    "bz2",
+    "difflib",
+    "fcntl",
+    "hashlib",
+    "importlib.metadata",
+    "isal.igzip_lib",
+    "isal.isal_zlib",
+    "json",
+    "logging",
+    "lzma",
+    "msgspec",
+    "resource",
+    "tarfile",
+    "tempfile",
+    "zlib",
+    "zstandard",
+]
+
+
+def import_everything() -> None:
+    """As root, what an ordinary user's piece will import: he may not be allowed to read where it is installed."""
+    for module in pkgutil.walk_packages(overlaykit.__path__, "overlaykit."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    for name in IMPORTED_LATE:
+        import_module(name)
+
 
 @contextlib.contextmanager
 def somebody(*directories: Path) -> Iterator[None]:
@@ -24,6 +56,7 @@ def somebody(*directories: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
+    import_everything()
     for directory in directories:
         os.chown(directory, SOMEBODY, SOMEBODY)
         for above in directory.resolve().parents:
@@ -46,6 +79,7 @@ def as_somebody(work: Callable[[], int], *, fuse: Path | None = None, fuse_mode:
 
     fuse: a new file that is /dev/fuse to it, for everybody to open as on most machines; this one's stays as it is.
     """
+    import_everything()
     pid = os.fork()
     if pid == 0:
         status = 99
@@ -71,6 +105,7 @@ def as_somebody(work: Callable[[], int], *, fuse: Path | None = None, fuse_mode:
 def as_somebody_root(work: Callable[[], int], *, fuse: Path) -> int:
     """What `work()` gives in a child process that is root of an ordinary user's namespaces, with 65,536 ids: what
     `podman unshare` makes, without the files in /etc that it wants. fuse: as in `as_somebody`."""
+    import_everything()
     ready, go = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
