@@ -122,6 +122,62 @@ def test_create_and_exec_take_the_terminal_flags(both: Both) -> None:
     assert ours.command(both.root, "exec", "habits-2", "nowhere", check=False).returncode == 127  # as `docker run` has it
 
 
+PASSWD = """root:x:0:0:root:/root:/bin/sh
+app:x:1001:1002:An app:/srv/app:/bin/sh
+short:x:12
+12:x:77:78::/named:
+
+home:x:5:6::
+"""
+GROUP = """root:x:0:
+apps:x:1002:
+web:x:33:app,short
+logs:x:44:root,app
+short:x:55
+"""
+WHO = [
+    "",
+    "app",
+    "1001",
+    "app:web",
+    "1001:web",
+    "app:99",
+    "4242",
+    "4242:web",
+    ":web",
+    "12",
+    "77",
+    "home",
+    "app:short",
+    "0:44",
+]
+WHO += ["app:short", "short", "root:logs", "app:", "1001:", ":"]
+NOBODY = ["nobody", "app:nobody", "-1", "99999999999", "2147483648", "app:-3", "app:4294967295"]
+
+
+def test_exec_is_who_docker_is(both: Both, tmp_path: Path) -> None:
+    """Programs ran as root, whatever USER the image had."""
+    for name, text in (("passwd", PASSWD), ("group", GROUP)):
+        (tmp_path / name).write_text(text)
+    both.docker("run", "--detach", "-it", "--name", "habits-1", "--network", "none", "habits:1")
+    ours.command(both.root, "create", "--name", "habits-1", "habits:1")
+    both.work("cp", tmp_path / "passwd", "habits-1:/etc/passwd")
+    both.work("cp", tmp_path / "group", "habits-1:/etc/group")
+    say = "cd / && id -u && id -g && echo $HOME"
+    for who in WHO:
+        both.same("exec", "--user", who, "habits-1", "sh", "-c", say + (" && id -G" if who not in ("", ":") else ""))
+    for who in NOBODY:
+        (their_code, _), (my_code, _) = both("exec", "--user", who, "habits-1", "true")
+        assert their_code != 0, who
+        assert my_code == 1, who
+    both.work("commit", "--change", "USER app", "habits-1", "habits:2")
+    both.docker("run", "--detach", "-it", "--name", "habits-2", "--network", "none", "habits:2")
+    ours.command(both.root, "create", "--name", "habits-2", "habits:2")
+    assert both.same("exec", "habits-2", "sh", "-c", say) == "1001\n1002\n/srv/app\n"
+    assert both.same("exec", "-u", "root", "-e", "HOME=/mine", "habits-2", "sh", "-c", say) == "0\n0\n/mine\n"
+    both.docker("rm", "--force", "habits-1", "habits-2")
+
+
 REFUSED = [
     ["create", "--env", "=x", "habits:1"],
     ["create", "--label", "", "habits:1"],

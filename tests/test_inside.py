@@ -13,8 +13,9 @@ import pytest
 from users import SOMEBODY, as_somebody
 
 from overlaykit import Store
-from overlaykit.errors import Unsupported
+from overlaykit.errors import NotFound, Unsupported
 from overlaykit.overlay import Mount, Overlay, inside, overlay_mount, run_inside
+from overlaykit.overlay.identity import Identity, identity
 
 SCRIPT = "echo new > /etc/motd && rm /etc/hosts && mkdir /made && id -u"
 
@@ -130,6 +131,43 @@ def test_the_exit_status_is_the_programs(base: Path) -> None:
     assert run_inside(what, ["sh", "-c", "exit 7"]) == 7
     assert run_inside(what, ["sh", "-c", "kill -9 $$"]) == 137
     assert run_inside(what, ["sh", "-c", "test $A = b && test $PWD = /etc"], env={"A": "b"}, directory="/etc") == 0
+
+
+def test_a_program_is_who_its_user_is(base: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every program ran as root. Who somebody is the tree says, and a tree may say anything."""
+    peers.need_root("mounts")
+    what = overlay_mount([base / "lower"], base / "upper", base / "work")
+    assert run_inside(what, ["sh", "-c", "id -u; id -g; id -G; echo $HOME"], user=Identity(7, 8, (9, 10), "/home")) == 0
+    assert capfd.readouterr().out.split() == ["7", "8", "8", "9", "10", "/home"]
+    assert run_inside(what, ["rm", "/etc/hosts"], user=Identity(7, 8)) == 1
+    for make in (os.mkfifo, lambda path: path.mkdir(), lambda path: path.symlink_to(base / "secret"), lambda path: None):
+        with Overlay([base / "lower"], base / "upper", base / "work") as overlay:
+            make(base / "lower/etc/passwd")
+            (base / "secret").write_text("app:x:1:1::/:\n")
+            assert identity(overlay, "12:13") == Identity(12, 13, (), "/")
+            with pytest.raises(NotFound, match="no user 'app'"):
+                identity(overlay, "app")
+        if (base / "lower/etc/passwd").is_dir():
+            (base / "lower/etc/passwd").rmdir()
+        else:
+            (base / "lower/etc/passwd").unlink(missing_ok=True)
+    with Overlay([base / "lower"], base / "upper", base / "work") as overlay:
+        overlay.path("/etc/passwd").write_bytes(b"\xff:x:3:x\napp:x:0x0:0::/:\n")
+        for who, said in (("\udcff", "no number 'x'"), ("app", "no number '0x0'"), ("5:-1", "no group '-1'")):
+            with pytest.raises(NotFound, match=said):
+                identity(overlay, who)
+
+
+def test_who_is_no_root_has_nobody_else_inside(base: Path) -> None:
+    peers.need_root("becomes an ordinary user")
+    what = overlay_mount([base / "lower"], base / "upper", base / "work")
+
+    def program() -> int:
+        with pytest.raises(Unsupported, match="no user 7:0"):
+            run_inside(what, ["sh"], user=Identity(7))
+        return 0
+
+    assert as_somebody(program) == 0
 
 
 def test_nothing_of_the_host_but_devices_shows(base: Path, capfd: pytest.CaptureFixture[str]) -> None:

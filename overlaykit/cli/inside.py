@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,24 +14,29 @@ from overlaykit.cli.output import with_store
 from overlaykit.store import Container, Store
 from overlaykit.store.instructions import environment
 
+if TYPE_CHECKING:
+    from overlaykit.overlay.identity import Identity
+
 AS_THEY_ARE = {"allow_interspersed_args": False}  # what comes after CONTAINER belongs to the program
+AS_WHOM = "Who it runs as, by name or id.  [default: the image's, else root]"
 NOT_FOUND, NOT_STARTED = 127, 126  # exit codes, as shells and Docker have them
 
 
-def _environment(container: Container, more: tuple[str, ...]) -> dict[str, str] | None:
-    """What the image's configuration says, and then `more`; None if nobody says anything."""
-    said = {**environment(container.config), **variables(more)}
-    if not said:
-        return None
+def _environment(container: Container, user: Identity, more: tuple[str, ...]) -> dict[str, str]:
+    """What programs always get, then what the image's configuration says, then `more`."""
     from overlaykit.overlay.inside import default_environment
 
-    return {name: value for name, value in {**default_environment(), **said}.items() if value is not None}
+    said = {**default_environment(user), **environment(container.config), **variables(more)}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 @click.command("exec", context_settings=AS_THEY_ARE)
 @click.option("-e", "--env", multiple=True, metavar="KEY[=VALUE]", help="One more variable; KEY alone: as here.")
 @click.option("-i", "--interactive", is_flag=True, hidden=True)  # it has our streams and our terminal in any case
 @click.option("-t", "--tty", is_flag=True, hidden=True)
+@click.option(
+    "-u", "--user", metavar="USER[:GROUP]", help="Who it runs as, by name or id.  [default: the image's, else root]"
+)
 @click.option("-w", "--workdir", help="The directory it starts in.  [default: the image's, else /]")
 @click.argument("container")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -40,6 +46,7 @@ def exec_command(
     env: tuple[str, ...],
     interactive: bool,
     tty: bool,
+    user: str | None,
     workdir: str | None,
     container: str,
     command: tuple[str, ...],
@@ -58,13 +65,16 @@ def exec_command(
     if not command or not command[0]:
         raise click.UsageError("no program to run")
     box = store.container(container)
-    return _run(box, command, _environment(box, env), workdir)
+    return _run(box, command, user, env, workdir)
 
 
-def _run(box: Container, command: Sequence[str], env: dict[str, str] | None, workdir: str | None = None) -> int:
+def _run(
+    box: Container, command: Sequence[str], user: str | None, env: tuple[str, ...] = (), workdir: str | None = None
+) -> int:
     directory = workdir or box.config.working_dir or "/"
+    who = box.identity(user)
     try:
-        return box.run(command, env=env, directory=directory)
+        return box.run(command, env=_environment(box, who, env), directory=directory, user=who)
     except OSError as e:
         if e.filename not in (command[0], directory):
             raise  # nothing came so far that a program could be started
@@ -75,9 +85,12 @@ def _run(box: Container, command: Sequence[str], env: dict[str, str] | None, wor
 
 
 @click.command("shell")
+@click.option(
+    "-u", "--user", metavar="USER[:GROUP]", help="Who it runs as, by name or id.  [default: the image's, else root]"
+)
 @click.argument("container")
 @with_store
-def shell_command(store: Store, container: str) -> int:
+def shell_command(store: Store, user: str | None, container: str) -> int:
     """Open a shell in the container's files, as exec would run it.
 
     \b
@@ -85,4 +98,4 @@ def shell_command(store: Store, container: str) -> int:
     """
     box = store.container(container)
     shell = next((path for path in ("/bin/bash", "/bin/sh") if box.fs.exists(path)), "/bin/sh")
-    return _run(box, [shell], _environment(box, ()))
+    return _run(box, [shell], user)

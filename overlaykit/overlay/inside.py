@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from overlaykit.errors import OverlaykitError, Unsupported
+from overlaykit.overlay.identity import ROOT, Identity
 from overlaykit.overlay.mount import MNT_DETACH, MS_BIND, MS_PRIVATE, MS_REC, Mount, libc, mount, mount_fuse, mount_old
 from overlaykit.tree.table import StrPath
 
@@ -23,9 +24,9 @@ SHARED = ("dev", "proc", "sys")  # of the host, where the tree has a directory t
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def default_environment() -> dict[str, str]:
+def default_environment(user: Identity = ROOT) -> dict[str, str]:
     """What a program gets that nobody said anything about."""
-    return {"PATH": PATH, "HOME": "/root", "TERM": os.environ.get("TERM", "dumb")}
+    return {"PATH": PATH, "HOME": user.home, "TERM": os.environ.get("TERM", "dumb")}
 
 
 def run_inside(
@@ -34,25 +35,28 @@ def run_inside(
     *,
     env: Mapping[str, str] | None = None,
     directory: StrPath = "/",
+    user: Identity = ROOT,
     mounted: Callable[[Path], object] = lambda place: None,
 ) -> int:
     """The exit status of program `argv`, run with the tree of overlay `what` as its root; 128 + n if signal n ended it.
 
     env: all of its environment; without: PATH, HOME and TERM. It starts in `directory` of the tree, with the standard
-    streams of this process. mounted: called with where the tree is mounted, to mount more in it.
+    streams of this process, as `user`. mounted: called with where the tree is mounted, to mount more in it.
 
     As root the kernel mounts; in a user namespace the kernel or, where it refuses, an installed fuse-overlayfs. Unsupported
-    if neither can, OSError if the program cannot be started.
+    if neither can, or if `user` is another than root and we are not; OSError if the program cannot be started.
     """
     if not argv:
         raise ValueError("no program to run")
     if env is None:
-        env = default_environment()
+        env = default_environment(user)
     with tempfile.TemporaryDirectory(prefix="overlaykit-inside-") as target:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         pid = os.fork()
         if pid == 0:
-            _report(writing, lambda: os._exit(_outer(what.at(target), argv, env, os.fspath(directory), mounted, writing)))
+            _report(
+                writing, lambda: os._exit(_outer(what.at(target), argv, env, os.fspath(directory), user, mounted, writing))
+            )
         os.close(writing)
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the program as well
         try:
@@ -90,6 +94,7 @@ def _outer(
     argv: Sequence[str],
     env: Mapping[str, str],
     directory: str,
+    user: Identity,
     mounted: Callable[[Path], object],
     writing: int,
 ) -> int:
@@ -97,6 +102,10 @@ def _outer(
     uid, gid = os.geteuid(), os.getegid()
     _unshare(CLONE_NEWNS | (CLONE_NEWUSER if uid else 0))
     if uid:
+        if (user.uid, user.gid) != (0, 0):
+            raise Unsupported(
+                f"no user {user.uid}:{user.gid} in a namespace of one user's", hint="run as root, or --user 0:0"
+            )
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
@@ -111,14 +120,14 @@ def _outer(
     mounted(Path(what.target))
     pid = os.fork()
     if pid == 0:
-        _report(writing, lambda: _inner(what.target, argv, env, directory))
+        _report(writing, lambda: _inner(what.target, argv, env, directory, user))
     os.close(writing)
     status = _exit_status(pid)
     libc().umount2(os.fsencode(what.target), MNT_DETACH)  # lets go of a fuse-overlayfs, which would outlive us
     return status
 
 
-def _inner(root: str, argv: Sequence[str], env: Mapping[str, str], directory: str) -> None:
+def _inner(root: str, argv: Sequence[str], env: Mapping[str, str], directory: str, user: Identity) -> None:
     """In the second child: the mounted tree becomes the root, the program takes over."""
     _unshare(CLONE_NEWNS)
     for name in SHARED:
@@ -133,6 +142,10 @@ def _inner(root: str, argv: Sequence[str], env: Mapping[str, str], directory: st
     os.chdir(directory)
     for number in (signal.SIGPIPE, signal.SIGINT):  # Python's own ways with them are not for others
         signal.signal(number, signal.SIG_DFL)
+    if user.uid or user.gid:  # root needs no groups, and in some namespaces may not set them
+        os.setgroups(user.groups)
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)  # and with it all capabilities go
     try:
         os.execvpe(argv[0], list(argv), dict(env))
     except OSError as e:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from overlaykit.errors import InUse, NotFound, Unsupported
 from overlaykit.overlay import Overlay, View
 from overlaykit.overlay.bound import Bound
+from overlaykit.overlay.identity import Identity, identity
 from overlaykit.overlay.inside import run_inside
 from overlaykit.overlay.limited import LimitedOverlay
 from overlaykit.overlay.mount import mount, set_read_only, unmount
@@ -275,8 +276,27 @@ class ContainerFiles:
         self._store.volume_store.hide(point.volume for point in self.mounts if point.volume is not None)
         return targets
 
-    def run(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, directory: StrPath = "/") -> int:
-        """The exit status of program `argv`, run with its files as the root: see overlay/inside.py. InUse as for `fs`."""
+    def identity(self, user: str | None = None) -> Identity:
+        """Who `user[:group]` is here, by its own /etc/passwd and /etc/group; None: who the image says. NotFound for a name
+        that is not in them. InUse as for `fs`."""
+        text = self.record.config.user if user is None else user
+        return identity(self.fs, text or "")
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        directory: StrPath = "/",
+        user: Identity | None = None,
+    ) -> int:
+        """The exit status of program `argv`, run with its files as the root: see overlay/inside.py. InUse as for `fs`.
+
+        user: by default who the image says; without root's rights that can only be root. NotFound if there is nobody of
+        that name.
+        """
+        if user is None:
+            user = self.identity()
         self.close()
         with self._mount_points() as points, self.at_rest(), self._room() as end:
             (what,) = self._store.snapshots.mounts(self.id)
@@ -285,7 +305,7 @@ class ContainerFiles:
                 self._mount_in(place, points)
                 end()
 
-            return run_inside(what, argv, env=env, directory=directory, mounted=mounted)
+            return run_inside(what, argv, env=env, directory=directory, user=user, mounted=mounted)
 
     def _room(self) -> AbstractContextManager[Callable[[], None]]:
         """In an upper that may be full, room to mount it. Under the lock of `at_rest`."""
