@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -259,6 +260,45 @@ def test_processors_are_awake_while_it_measures_and_may_sleep_again_afterwards(p
     assert [one.workload for one in seen if isinstance(one, Result)] == ["look"]
     assert (place / "latency").read_text() == "0"
     assert latency() == before
+
+
+@needs_kernel_overlay
+def test_a_full_disk_ends_its_workload_and_not_the_run(place: Path) -> None:
+    """Whatever had been measured so far was lost, with a traceback."""
+    full = place / "full"
+    full.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", full], check=True)
+    try:
+        found = run(full, "seq-write", "create", "sqlite", targets=only("host", "bind", "kernel-1", "overlaykit"))
+        assert list(full.iterdir()) == []
+    finally:
+        subprocess.run(["umount", full], check=True)
+    missing = {(one.workload, one.target): one.reason for one in found if isinstance(one, Missing)}
+    for target in ("host", "bind", "kernel-1", "overlaykit"):
+        assert missing["seq-write", target] == "No space left on device"
+    assert any(reason.startswith("sqlite3: ") for reason in missing.values()), missing
+    assert {one.target for one in found if isinstance(one, Result) and one.workload == "create"} >= {"host", "bind"}
+
+
+def test_what_goes_wrong_later_leaves_what_was_measured(place: Path) -> None:
+    """A disk that ran full in the fifth round, say: the run ended with a traceback and without a table."""
+    runs = 0
+
+    def run(files: Files) -> int:
+        nonlocal runs
+        runs += 1
+        if runs > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        time.sleep(0.002 * (runs % 3 + 1))
+        return 1
+
+    course = Course(bench.Workload("sleep", "", "read", run), only("host", "bind"), place, rootless=False, filesystem="")
+    assert not any(one.target == "" for one in course.first(10))
+    go_on([course], math.inf)
+    assert course.settled
+    assert course.ended.endswith(" rounds: No space left on device")
+    assert all(len(one.seconds) == course.rounds >= 1 for one in course.results)
+    assert list(place.iterdir()) == []
 
 
 def test_results_come_back_from_their_file_as_they_went(place: Path) -> None:

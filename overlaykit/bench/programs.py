@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,20 +36,30 @@ def program(files: Files, *command: str, directory: str = "") -> None:
 # --- sqlite3 ------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """A database. Unsupported for what sqlite3 says, a full disk among it."""
+    db = sqlite3.connect(path)
+    try:
+        yield db
+    except sqlite3.Error as e:
+        raise Unsupported(f"sqlite3: {e}") from None
+    finally:
+        db.close()
+
+
 def database(folder: Path) -> None:
-    with sqlite3.connect(folder / "data.db") as db:
+    with opened(folder / "data.db") as db, db:
         db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, value TEXT)")
         db.executemany("INSERT INTO t (value) VALUES (?)", ((f"value {i}" * 8,) for i in range(20_000)))
-    db.close()
 
 
 def transactions(files: Files) -> int:
     assert files.path is not None
-    db = sqlite3.connect(files.path / "data.db")
-    for i in range(100):
-        with db:
-            db.execute("UPDATE t SET value = ? WHERE id = ?", (f"new {i}", i * 97 + 1))
-    db.close()
+    with opened(files.path / "data.db") as db:
+        for i in range(100):
+            with db:
+                db.execute("UPDATE t SET value = ? WHERE id = ?", (f"new {i}", i * 97 + 1))
     return 100
 
 

@@ -27,6 +27,7 @@ from overlaykit.errors import OverlaykitError
 
 WARMING = 5  # seconds of warm-ups that are always granted: on a very slow disk the last targets have no turn at all
 FEWEST, MOST = 3, 100  # rounds
+TROUBLE = (OSError, OverlaykitError)  # a full disk, say: that workload's, and not the end of the others
 
 
 class Course:
@@ -39,6 +40,7 @@ class Course:
         self.rootless, self.filesystem = rootless, filesystem
         self.rounds = 0
         self.cost = 0.0  # seconds of the last round
+        self.ended = ""  # why there are no more
         self._pairs: list[tuple[Sampler, Result]] = []
         self._order = random.Random(workload.name)  # of turns: another in each round, the same ones in each run
 
@@ -48,7 +50,7 @@ class Course:
 
     @property
     def settled(self) -> bool:
-        return self.rounds >= MOST or not self._open()
+        return bool(self.ended) or self.rounds >= MOST or not self._open()
 
     @property
     def need(self) -> tuple[int, float]:
@@ -58,6 +60,14 @@ class Course:
     def first(self, seconds: float) -> Iterator[Missing]:
         """The first round: what runs and what does not. There alone, if a third of `seconds` is over by then."""
         began = time.monotonic()
+        try:
+            yield from self._first(seconds, began)
+        except TROUBLE as e:
+            self._pairs.clear()
+            yield Missing(self.workload.name, "", why(e))
+        self.cost = time.monotonic() - began
+
+    def _first(self, seconds: float, began: float) -> Iterator[Missing]:
         late, left_out = began + max(seconds, WARMING), list[str]()
         with self._scene() as scene, ExitStack() as layers:
             for target in self.targets:
@@ -70,7 +80,7 @@ class Course:
                 sampler = layers.enter_context(closing(Sampler(self.workload, target, scene)))
                 try:
                     self._pairs.append((sampler, self._result(target, *sampler.warm_up())))
-                except (OSError, OverlaykitError) as e:
+                except TROUBLE as e:
                     hint = ": a directory of the image cannot be renamed without redirect_dir"
                     reason = why(e) + (hint if isinstance(e, OSError) and e.errno == errno.EXDEV else "")
                     yield Missing(self.workload.name, target.name, reason)
@@ -78,17 +88,19 @@ class Course:
                 reason = f"no time left on {self.filesystem}: give more --seconds"
                 yield Missing(self.workload.name, ", ".join(left_out), reason)
             self._turns(self._pairs, until=began + seconds / FEWEST)
-        self.cost = time.monotonic() - began
 
     def again(self) -> None:
         """One more round, of the host and of whoever has not settled."""
         began = time.monotonic()
         pairs = self._open()
-        with self._scene() as scene, ExitStack() as layers:
-            for sampler, _ in pairs:
-                sampler.scene = scene
-                layers.enter_context(closing(sampler)).warm_again()
-            self._turns(pairs)
+        try:
+            with self._scene() as scene, ExitStack() as layers:
+                for sampler, _ in pairs:
+                    sampler.scene = scene
+                    layers.enter_context(closing(sampler)).warm_again()
+                self._turns(pairs)
+        except TROUBLE as e:
+            self.ended = f"no more than {self.rounds} rounds: {why(e)}"
         self.cost = time.monotonic() - began
 
     def _open(self) -> list[tuple[Sampler, Result]]:
@@ -116,12 +128,13 @@ class Course:
     @contextmanager
     def _scene(self) -> Iterator[Scene]:
         scene = Scene(self.base, self.base / "lower", self.rootless, read_only=self.workload.kind == "read")
-        scene.lower.mkdir(parents=True)
         try:
+            scene.lower.mkdir(parents=True)
             self.workload.lower(scene.lower)
             yield scene
         finally:
-            shutil.rmtree(self.base)
+            if self.base.exists():
+                shutil.rmtree(self.base)
 
 
 def go_on(courses: Sequence[Course], until: float) -> None:

@@ -77,7 +77,7 @@ class Bench:
         full: bool = False,
         filesystems: Sequence[str] = (),
     ) -> Iterator[Result | Missing]:
-        """Every workload on every target; what cannot run comes as Missing, and first.
+        """Every workload on every target; what cannot run comes as Missing, and first, what went wrong later at the end.
 
         seconds: for all of them together, with what is made and removed for them; less if all have settled before.
         filesystems: of ext4, xfs, btrfs, each on a loop device too; root only.
@@ -130,6 +130,8 @@ class Bench:
             go_on(courses, until)
         for course in courses:
             yield from course.results
+            if course.ended:
+                yield Missing(course.workload.name, "", course.ended)
 
     def _loop(self, kind: str) -> Path:
         """A new file system of that kind, mounted for as long as this process lives."""

@@ -63,17 +63,21 @@ def names() -> list[str]:
 
 def write_file(files: Files, path: str, data: bytes, flags: int = NEW) -> None:
     fd = files.open(files.root + path, flags, 0o644)
-    os.write(fd, data)
-    os.close(fd)
+    try:
+        os.write(fd, data)
+    finally:  # nothing that is open is unmounted
+        os.close(fd)
 
 
 def sequential(files: Files, *, sync: bool = False) -> int:
     fd = files.open(files.root + "/big", NEW, 0o644)
-    for _ in range(LARGE):
-        os.write(fd, BLOCK)
-    if sync:
-        os.fsync(fd)
-    os.close(fd)
+    try:
+        for _ in range(LARGE):
+            os.write(fd, BLOCK)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
     return LARGE * MIB
 
 
@@ -83,34 +87,37 @@ def remove_big(files: Files) -> None:
 
 def read_all(files: Files) -> int:
     fd, done = files.open(files.root + "/f0", os.O_RDONLY), 0
-    while got := os.readv(fd, [BUFFER]):
-        done += got
-    os.close(fd)
+    try:
+        while got := os.readv(fd, [BUFFER]):
+            done += got
+    finally:
+        os.close(fd)
     return done
 
 
 def own_big(files: Files) -> None:
-    fd = files.open(files.root + "/big", NEW, 0o644)
-    for _ in range(16):
-        os.write(fd, BLOCK)
-    os.close(fd)
+    sequential(files)
 
 
 def random_writes(files: Files) -> int:
-    places = random.Random(2).choices(range(16 * MIB // 4096), k=8192)
+    places = random.Random(2).choices(range(LARGE * MIB // 4096), k=8192)
     fd = files.open(files.root + "/big", os.O_WRONLY)
-    for place in places:
-        os.pwrite(fd, SMALL, place * 4096)
-    os.close(fd)
+    try:
+        for place in places:
+            os.pwrite(fd, SMALL, place * 4096)
+    finally:
+        os.close(fd)
     return len(places)
 
 
 def append_synced(files: Files) -> int:
     for _ in range(SYNCED):
         fd = files.open(files.root + "/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.write(fd, SMALL)
-        os.fsync(fd)
-        os.close(fd)
+        try:
+            os.write(fd, SMALL)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     return SYNCED
 
 
@@ -127,8 +134,10 @@ def create(files: Files) -> int:
     opened, root = files.open, files.root
     for name in names():
         fd = opened(root + name, NEW, 0o644)
-        os.write(fd, SMALL)
-        os.close(fd)
+        try:
+            os.write(fd, SMALL)
+        finally:
+            os.close(fd)
     return FILES
 
 
