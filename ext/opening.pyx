@@ -7,6 +7,9 @@ from posix_at cimport (
     open_at, ssize_t,
 )
 
+cdef extern from "Python.h":
+    bytes PyUnicode_EncodeFSDefault(object text)
+
 cdef enum:
     STICKY = 0o1002      # a directory in which everybody may write, and only owners remove
 
@@ -69,4 +72,28 @@ def open_there(int dir_fd, bytes name not None, int flags, int mode, bytes own n
         raise ValueError("embedded null byte")
     with nogil:
         fd = open_there_at(dir_fd, path, flags, <mode_t>mode, prefix)
+    return -1 if fd < 0 else fd
+
+
+def open_known(dict nodes not None, str path not None, int flags, int mode, bytes own not None) -> int:
+    """`open_there`, of a path whose directory may be among `nodes`, which have `upper_fd` (-1: not there) and `dead`.
+
+    In Python: open_there(nodes[head].upper_fd, os.fsencode(tail), ...), with head, _, tail = path.rpartition("/"); -1 if
+    there is no such node. All of it at once, since it takes longer than the system call.
+    """
+    cdef Py_ssize_t slash = path.rfind("/")
+    cdef const char* prefix = own
+    cdef const char* name
+    cdef bytes encoded
+    cdef int dir_fd, fd
+    node = nodes.get(path[:slash] if slash > 0 else "")
+    if node is None or node.dead:
+        return -1
+    dir_fd = node.upper_fd
+    encoded = PyUnicode_EncodeFSDefault(path[slash + 1:])
+    name = encoded
+    if dir_fd < 0 or len(encoded) != <Py_ssize_t>strlen(name):
+        return -1
+    with nogil:
+        fd = open_there_at(dir_fd, name, flags, <mode_t>mode, prefix)
     return -1 if fd < 0 else fd

@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from users import SOMEBODY, somebody
 
-from overlaykit._ext.opening import open_there
+from overlaykit._ext.opening import open_known, open_there
 from overlaykit.overlay import Overlay
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="trusted xattrs and other owners need root")
@@ -300,3 +301,51 @@ def test_a_directory_that_was_closed_is_closed_to_those_who_know_it(tmp_path: Pa
         fs.chmod("/d", 0)
         assert error(lambda: fs.listdir("/d/sub")) == "EACCES"
         fs.chmod("/d", 0o755)
+
+
+NAMES = [
+    "file",
+    "d\u00e9j\u00e0",
+    "\u4f60\u597d",
+    "raw\udcff",
+    "raw\udcff/deep",
+    "/lead/deep",
+    "d/file",
+    "d/",
+    "/",
+    "",
+    "nul\0",
+    "d\0/file",
+]
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_the_short_open_by_path_is_that_of_directory_and_name(path: str, tmp_path: Path) -> None:
+    """Names that are no UTF-8, and no ASCII, are split and encoded as Python does it."""
+    folders = {}
+    for number, head in enumerate(("", "d", "/lead", "raw\udcff", "gone", "lower")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for name in ("file", "d\u00e9j\u00e0", "\u4f60\u597d", "raw\udcff", "deep"):
+            (folder / name).write_text(name, errors="surrogateescape")
+        folders[head] = SimpleNamespace(upper_fd=os.open(folder, os.O_PATH), dead=head == "gone")
+    own = b"user.overlay."
+    try:
+        head, _, name = path.rpartition("/")
+        node, encoded = folders.get(head), os.fsencode(name)
+        plain = b"\0" not in encoded and node is not None
+        expected = open_there(node.upper_fd, encoded, os.O_RDWR, 0, own) if plain and node is not None else -1
+        found = open_known(folders, path, os.O_RDWR, 0, own)
+        assert (found >= 0) == (expected >= 0)
+        if found >= 0:
+            assert os.path.sameopenfile(found, expected)
+            os.close(found)
+            os.close(expected)
+        os.close(folders["lower"].upper_fd)
+        folders["lower"].upper_fd = -1
+        for head in ("gone", "lower", "nowhere"):
+            assert open_known(folders, f"{head}/file", os.O_RDWR, 0, own) == -1
+    finally:
+        for folder in folders.values():
+            if folder.upper_fd >= 0:
+                os.close(folder.upper_fd)

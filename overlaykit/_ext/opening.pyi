@@ -1,3 +1,6 @@
 """Opening what upper has, the short way. Built from ext/opening.pyx."""
 
+from typing import Any
+
 def open_there(dir_fd: int, name: bytes, flags: int, mode: int, own: bytes) -> int: ...
+def open_known(nodes: dict[str, Any], path: str, flags: int, mode: int, own: bytes) -> int: ...
