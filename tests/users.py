@@ -40,11 +40,16 @@ IMPORTED_LATE = [
     "zstandard",
 ]
 
+NEVER_IMPORTED = {
+    "overlaykit.__main__",
+    "overlaykit.bench.report",  # with matplotlib, whose C++ exceptions end a process into which ASan was preloaded
+}
+
 
 def import_everything() -> None:
     """As root, what an ordinary user's piece will import: he may not be allowed to read where it is installed."""
     for module in pkgutil.walk_packages(overlaykit.__path__, "overlaykit."):
-        if not module.name.endswith("__main__"):
+        if module.name not in NEVER_IMPORTED:
             import_module(module.name)
     for name in IMPORTED_LATE:
         import_module(name)
