@@ -9,6 +9,8 @@ from posix_at cimport (
 
 cdef extern from "Python.h":
     bytes PyUnicode_EncodeFSDefault(object text)
+    bint PyUnicode_IS_ASCII(object text)
+    const char* PyUnicode_1BYTE_DATA(object text)
 
 cdef enum:
     STICKY = 0o1002      # a directory in which everybody may write, and only owners remove
@@ -81,7 +83,7 @@ def open_known(dict nodes not None, str path not None, int flags, int mode, byte
     In Python: open_there(nodes[head].upper_fd, os.fsencode(tail), ...), with head, _, tail = path.rpartition("/"); -1 if
     there is no such node. All of it at once, since it takes longer than the system call.
     """
-    cdef Py_ssize_t slash = path.rfind("/")
+    cdef Py_ssize_t slash = path.rfind("/"), length
     cdef const char* prefix = own
     cdef const char* name
     cdef bytes encoded
@@ -90,9 +92,12 @@ def open_known(dict nodes not None, str path not None, int flags, int mode, byte
     if node is None or node.dead:
         return -1
     dir_fd = node.upper_fd
-    encoded = PyUnicode_EncodeFSDefault(path[slash + 1:])
-    name = encoded
-    if dir_fd < 0 or len(encoded) != <Py_ssize_t>strlen(name):
+    if PyUnicode_IS_ASCII(path):
+        name, length = PyUnicode_1BYTE_DATA(path) + slash + 1, len(path) - slash - 1
+    else:
+        encoded = PyUnicode_EncodeFSDefault(path[slash + 1:])
+        name, length = encoded, len(encoded)
+    if dir_fd < 0 or length != <Py_ssize_t>strlen(name):
         return -1
     with nogil:
         fd = open_there_at(dir_fd, name, flags, <mode_t>mode, prefix)

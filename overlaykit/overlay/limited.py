@@ -19,7 +19,7 @@ from overlaykit.overlay.copyup import Upper
 from overlaykit.overlay.nodes import Found, Node
 from overlaykit.overlay.resolve import AnyPath, Last, names_path
 from overlaykit.overlay.stack import fail
-from overlaykit.overlay.writable import CREATE, WRITING, Overlay
+from overlaykit.overlay.writable import CHANGING, Overlay
 from overlaykit.tree.table import StrPath
 
 R = TypeVar("R")
@@ -135,7 +135,7 @@ class LimitedOverlay(Overlay):
     @names_path
     def open_fd(self, path: AnyPath, flags: int, mode: int = 0o777) -> int:
         """As Overlay.open_fd; ENOSPC if the limit is reached, unless what is there is emptied."""
-        if flags & (CREATE | WRITING) and not (flags & os.O_TRUNC and self.exists(path)):
+        if flags & CHANGING and not (flags & os.O_TRUNC and self.exists(path)):
             self._account.opening()
         return self._open(path, flags, mode)
 

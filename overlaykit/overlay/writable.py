@@ -38,6 +38,7 @@ CREATE, EXCLUSIVE, CLOSE = os.O_CREAT, os.O_EXCL, os.O_CLOEXEC
 LOG = CREATE | os.O_APPEND  # mostly it is there already
 NEW_FILE = os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 WRITING = os.O_WRONLY | os.O_RDWR
+CHANGING = CREATE | WRITING
 NO_FILE = os.O_PATH | os.O_DIRECTORY | os.O_TMPFILE
 
 
@@ -262,7 +263,7 @@ class Overlay(Attributes):
 
         One that was opened read-only before a copy-up goes on reading the lower file, as on kernels before 4.19.
         """
-        if flags & (CREATE | WRITING) and not flags & NO_FILE and type(path) is str:
+        if flags & CHANGING and not flags & NO_FILE and type(path) is str:
             # The short ways: make what no lower has, open what upper has. If anything is odd, take the long way.
             fd = self._make_there(path, flags, mode) if flags & LOG == CREATE else -1
             if fd < 0 and flags & WRITING and not flags & EXCLUSIVE:
