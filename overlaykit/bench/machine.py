@@ -10,8 +10,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from overlaykit.bench.awake import can_stay_awake
-
 
 def filesystem(place: Path) -> str:
     """The type of the file system of `place`: "tmpfs", "ext4"; proc(5), mountinfo."""
@@ -36,7 +34,6 @@ def machine(place: Path) -> dict[str, Any]:
         "filesystem": filesystem(place),
         "user": "root" if os.geteuid() == 0 else "not root",
         "load": os.getloadavg()[0],
-        "awake": can_stay_awake(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("docker", "fuse-overlayfs", "fio", "git", "cc") if shutil.which(name)},
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from overlaykit.bench.spread import calm, doubt
+from overlaykit.bench.spread import doubt, middle
 from overlaykit.bench.targets import Scene, Target
 from overlaykit.bench.workload import Workload
 from overlaykit.errors import OverlaykitError
@@ -50,15 +50,13 @@ class Result:
 
     @property
     def time(self) -> float:
-        """Seconds of a run, in rounds that nobody disturbed."""
-        return calm(self.seconds)
+        """Seconds of a run."""
+        return middle(self.seconds)
 
     @property
     def ratio(self) -> float | None:
         """How many times the host directory's time that is, in the same rounds; None if that did not run."""
-        if not self.ratios:
-            return None
-        return self.time / calm([mine / ratio for mine, ratio in zip(self.seconds, self.ratios, strict=True)])
+        return middle(self.ratios) if self.ratios else None
 
     @property
     def doubt(self) -> float:

@@ -66,7 +66,7 @@ def write(directory: Path, found: Sequence[Result | Missing], machine: dict[str,
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>"
         f"<link rel=icon href='data:,'><title>Writable layer and volume</title><style>{STYLE}</style>"
         f"<h1>Writable layer and volume</h1><p>{facts}</p><p>How many times as long each target takes as a directory of the "
-        f"host, by the calmer of rounds in turn. 1 is the speed of a volume. {sure}.</p>{''.join(sections)}"
+        f"host, by rounds in turn. 1 is the speed of a volume. {sure}.</p>{''.join(sections)}"
         f"<h2>What did not run</h2><ul>{missing or '<li>nothing</li>'}</ul></html>\n"
     )
     return page

@@ -1,10 +1,10 @@
 """How it is measured: rounds, in which every target of a workload has two turns, one there and one on the way back.
 
 Other work on the machine slows all targets of a round alike, and what is compared is the ratio to the host directory in the
-same rounds, and how sure that is (spread.py). Where in memory files lie stays for the life of a layer, and how the
-machine deals with two processes for seconds: so each round has new files, layers and servers, and between two of a workload
-come those of others. A ratio on which its rounds agree is settled and has no more of them; the time that is left goes to
-those that agree the least.
+same rounds, and how sure that is (spread.py). Where in memory files lie stays for the life of a layer, and what neighbours
+do for seconds: so each round has new files, layers and servers, and between two of a workload come those of others. A
+workload on whose ratios the rounds agree is settled and has no more; the time that is left goes to those that agree the
+least.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from overlaykit.bench.workload import Workload
 from overlaykit.errors import OverlaykitError
 
 WARMING = 5  # seconds of warm-ups that are always granted: on a very slow disk the last targets have no turn at all
-FEWEST, MOST = 3, 100  # rounds
+FEWEST, MOST = 5, 100  # rounds
 TROUBLE = (OSError, OverlaykitError)  # a full disk, say: that workload's, and not the end of the others
 
 
@@ -50,7 +50,9 @@ class Course:
 
     @property
     def settled(self) -> bool:
-        return bool(self.ended) or self.rounds >= MOST or not self._open()
+        if self.ended or self.rounds >= MOST:
+            return True
+        return all(self.rounds >= FEWEST and one.doubt <= SETTLED for one in self.results if one.target != HOST)
 
     @property
     def need(self) -> tuple[int, float]:
@@ -58,7 +60,7 @@ class Course:
         return -min(self.rounds, FEWEST), max((one.doubt for one in self.results if one.target != HOST), default=0)
 
     def first(self, seconds: float) -> Iterator[Missing]:
-        """The first round: what runs and what does not. There alone, if a third of `seconds` is over by then."""
+        """The first round: what runs and what does not. There alone, if a fifth of `seconds` is over by then."""
         began = time.monotonic()
         try:
             yield from self._first(seconds, began)
@@ -87,33 +89,33 @@ class Course:
             if left_out:
                 reason = f"no time left on {self.filesystem}: give more --seconds"
                 yield Missing(self.workload.name, ", ".join(left_out), reason)
-            self._turns(self._pairs, until=began + seconds / FEWEST)
+            fastest = min((sampler.seconds for sampler, _ in self._pairs), default=0.0)
+            for sampler, _ in self._pairs:
+                sampler.plan(fastest)
+            self._turns(until=began + seconds / FEWEST)
 
     def again(self) -> None:
-        """One more round, of the host and of whoever has not settled."""
+        """One more round, of those too that have settled: with fewer, more of a target's memory is in the caches."""
         began = time.monotonic()
-        pairs = self._open()
         try:
             with self._scene() as scene, ExitStack() as layers:
-                for sampler, _ in pairs:
+                for sampler, _ in self._mixed():  # whoever comes first is likely to have the memory that it had before
                     sampler.scene = scene
                     layers.enter_context(closing(sampler)).warm_again()
-                self._turns(pairs)
+                self._turns()
         except TROUBLE as e:
             self.ended = f"no more than {self.rounds} rounds: {why(e)}"
         self.cost = time.monotonic() - began
 
-    def _open(self) -> list[tuple[Sampler, Result]]:
-        """Whoever has not settled, with the host; nobody if all have."""
-        waiting = [one.target for one in self.results if len(one.seconds) < FEWEST or one.doubt > SETTLED]
-        return [pair for pair in self._pairs if pair[1].target in (HOST, *waiting)] if waiting else []
+    def _mixed(self) -> list[tuple[Sampler, Result]]:
+        return self._order.sample(self._pairs, len(self._pairs))
 
-    def _turns(self, pairs: Sequence[tuple[Sampler, Result]], until: float = math.inf) -> None:
-        there = self._order.sample(pairs, len(pairs))
+    def _turns(self, until: float = math.inf) -> None:
+        there = self._mixed()
         samples = {result.target: sampler.sample() for sampler, result in there}
         for sampler, result in reversed(there if time.monotonic() < until else []):
             samples[result.target] = min(samples[result.target], sampler.sample())
-        for _, result in pairs:
+        for result in self.results:
             seconds, cpu = samples[result.target]
             result.seconds.append(seconds)
             result.cpu.append(cpu)

@@ -19,9 +19,10 @@ from overlaykit.bench.targets import Scene, Target
 from overlaykit.bench.workload import Workload
 from overlaykit.bench.written import written
 
-SAMPLE = 0.01  # seconds of runs in a sample at least: enough that one of them goes through without an interrupt
-RUNS = 2, 1000  # in a sample, at least and at most
-NEW_LAYERS = 2, 4  # the same where each needs one: to make it takes longer than many a run
+SAMPLE = 0.005  # seconds of runs in a sample of the fastest: enough that one of them goes through without an interrupt
+RUNS = 3, 1000  # in a sample, at least and at most
+NEW_LAYERS = 2  # the same where each needs one: to make it takes longer than many a run
+LONGEST = 0.05  # seconds of runs in a sample, unless fewer runs than there should be at least take longer
 COSTLY = 0.1  # seconds of a run, or to make a layer for it, from which on one has to do
 
 
@@ -33,6 +34,8 @@ class Sampler:
         self._layer = ExitStack()
         self._files: Files | None = None
         self._stays = workload.again is not None and (target.plain or workload.kind != "copy-up")
+        self.seconds = math.inf  # of a run, as warm-up had it
+        self._costly = False
         self._runs = 1  # in a sample
 
     def close(self) -> None:
@@ -51,19 +54,30 @@ class Sampler:
         return self._files
 
     def warm_up(self) -> tuple[int, tuple[int | None, int]]:
-        """Operations or bytes of a run; bytes copied up and shared by the first. See how many runs fill a sample."""
+        """Operations or bytes of a run; bytes copied up and shared by the first."""
         began = time.monotonic()
         files = self.ready()
         costly = time.monotonic() - began > COSTLY
-        seconds, _, amount = self._once(files)
+        self.seconds, _, amount = self._once(files)
         copied = written(files.upper) if self.workload.kind == "copy-up" and files.upper else (None, 0)
-        if self._stays and seconds < SAMPLE:
-            seconds, _, _ = self._once(self.ready())  # the first time was not like the others
-        least, most = RUNS if self._stays else NEW_LAYERS
-        if costly or seconds > COSTLY:
-            least = most = 1
-        self._runs = min(max(least, math.ceil(SAMPLE / seconds)), most)
+        if self._stays and self.seconds < SAMPLE:
+            self.seconds, _, _ = self._once(self.ready())  # the first time was not like the others
+        self._costly = costly or self.seconds > COSTLY
         return amount, copied
+
+    def plan(self, fastest: float) -> None:
+        """How many runs a sample has: as many as that of a target whose runs take `fastest` seconds.
+
+        Each run finds more of its memory in the processor's caches than the one before, so those of whoever has more are
+        faster.
+        """
+        least, most = RUNS
+        if self._costly:
+            self._runs = 1
+        elif not self._stays:
+            self._runs = NEW_LAYERS
+        else:
+            self._runs = max(least, min(math.ceil(SAMPLE / fastest), most, int(LONGEST / self.seconds)))
 
     def warm_again(self) -> None:
         """After it was closed: a layer for the runs to come, in which the first was."""

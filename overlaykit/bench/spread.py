@@ -1,9 +1,7 @@
 """What rounds say together, and how sure that is.
 
-What disturbs a run makes it slower, never faster, and the target of a round or the host, not both: a median of ratios bears
-some of each. Of both the lower quartile is taken, which is the median of the calmer half, and not the least: once in a while
-everything happens to lie in the processor's cache. How sure a ratio is follows from how much those of the rounds differ, by
-Student's t of their logarithms, at 95 %.
+What somebody else's work does to a target or to the host in a round makes that round an outlier: the mean is that of the
+middle half. How sure it is follows from how much all rounds differ, by Student's t of their logarithms, at 95 %.
 """
 
 from __future__ import annotations
@@ -17,9 +15,10 @@ SETTLED = 0.05  # of a ratio: how far from it the true one may be
 MANY = 2.2  # for more than those, a little too much
 
 
-def calm(values: Sequence[float]) -> float:
-    """The lower quartile."""
-    return statistics.quantiles(values, n=4, method="inclusive")[0] if len(values) > 1 else values[0]
+def middle(rounds: Sequence[float]) -> float:
+    """The geometric mean of the middle half; of fewer than four, of all."""
+    spare = len(rounds) // 4
+    return statistics.geometric_mean(sorted(rounds)[spare : len(rounds) - spare])
 
 
 def student(freedom: int) -> float:

@@ -17,10 +17,10 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from overlaykit.bench import docker
-from overlaykit.bench.awake import awake
 from overlaykit.bench.isolate import PREFIX, isolated
 from overlaykit.bench.machine import filesystem
 from overlaykit.bench.method import Missing, Result, obstacle, usable, why
+from overlaykit.bench.pinned import pin
 from overlaykit.bench.rounds import Course, go_on
 from overlaykit.bench.targets import TARGETS, Target
 from overlaykit.bench.workload import Workload
@@ -123,11 +123,11 @@ class Bench:
                     yield Missing(workload.name, "", reason)
                 else:
                     courses.append(Course(workload, here, place, rootless=rootless, filesystem=label))
-        with awake():
-            for number, course in enumerate(courses):
-                # Of what is left: whoever takes longer takes it from those behind.
-                yield from course.first(max(0.0, until - time.monotonic()) / (len(courses) - number))
-            go_on(courses, until)
+        pin()
+        for number, course in enumerate(courses):
+            # Of what is left: whoever takes longer takes it from those behind.
+            yield from course.first(max(0.0, until - time.monotonic()) / (len(courses) - number))
+        go_on(courses, until)
         for course in courses:
             yield from course.results
             if course.ended:
