@@ -58,30 +58,17 @@ cdef int open_there_at(int dir_fd, const char* name, int flags, mode_t mode, con
     return fd
 
 
-def open_there(int dir_fd, bytes name not None, int flags, int mode, bytes own not None) -> int:
-    """A descriptor of what is there as `name`, if to open it is all there is to do; else -1, whatever the reason.
+def open_known(dict nodes not None, str path not None, int flags, int mode, bytes own not None) -> int:
+    """A descriptor of what upper has at `path`, if to open it is all there is to do; else -1, whatever the reason.
 
+    nodes  directories that are known, by path; they have `upper_fd` (-1: not there), `dead`, and `names`, those that a lower
+           has, or None if nobody has looked
     flags  of open(2), for writing: O_CREAT makes nothing, O_TRUNC spares what has to be looked at first. With O_EXCL a
-           file is made, and nothing opened
+           file is made if no lower has the name, and nothing is opened
     own    prefix of the marks metacopy and (on an empty file) whiteout, for which there is more to do
 
-    In Python: os.open(name, flags & ~os.O_CREAT | os.O_NOFOLLOW, dir_fd=dir_fd), if it has neither xattr
-    """
-    cdef const char* path = name
-    cdef const char* prefix = own
-    cdef int fd
-    if len(name) != <Py_ssize_t>strlen(path):
-        raise ValueError("embedded null byte")
-    with nogil:
-        fd = open_there_at(dir_fd, path, flags, <mode_t>mode, prefix)
-    return -1 if fd < 0 else fd
-
-
-def open_known(dict nodes not None, str path not None, int flags, int mode, bytes own not None) -> int:
-    """`open_there`, of a path whose directory may be among `nodes`, which have `upper_fd` (-1: not there) and `dead`.
-
-    In Python: open_there(nodes[head].upper_fd, os.fsencode(tail), ...), with head, _, tail = path.rpartition("/"); -1 if
-    there is no such node. All of it at once, since it takes longer than the system call.
+    In Python: os.open(name, flags & ~os.O_CREAT | os.O_NOFOLLOW, dir_fd=nodes[head].upper_fd), if it has neither xattr,
+    where head, _, name = path.rpartition("/"). All of it at once, since the rest takes longer than the system call.
     """
     cdef Py_ssize_t slash = path.rfind("/"), length
     cdef const char* prefix = own
@@ -91,6 +78,10 @@ def open_known(dict nodes not None, str path not None, int flags, int mode, byte
     node = nodes.get(path[:slash] if slash > 0 else "")
     if node is None or node.dead:
         return -1
+    if flags & O_EXCL:
+        names = node.names
+        if names is None or path[slash + 1:] in names:
+            return -1
     dir_fd = node.upper_fd
     if PyUnicode_IS_ASCII(path):
         name, length = PyUnicode_1BYTE_DATA(path) + slash + 1, len(path) - slash - 1

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from users import SOMEBODY, somebody
 
-from overlaykit._ext.opening import open_known, open_there
+from overlaykit._ext.opening import open_known
 from overlaykit.overlay import Overlay
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="trusted xattrs and other owners need root")
@@ -158,9 +158,10 @@ def test_a_strangers_file_in_a_sticky_directory_is_left_to_the_long_way(tmp_path
     os.chown(tmp_path / "file", SOMEBODY, SOMEBODY)
     tmp_path.chmod(0o1777)
     fd = os.open(tmp_path, os.O_PATH)
+    nodes = {"": SimpleNamespace(upper_fd=fd, dead=False)}
     try:
-        assert open_there(fd, b"file", os.O_WRONLY | os.O_CREAT, 0, b"trusted.overlay.") == -1
-        opened = open_there(fd, b"file", os.O_WRONLY, 0, b"trusted.overlay.")
+        assert open_known(nodes, "/file", os.O_WRONLY | os.O_CREAT, 0, b"trusted.overlay.") == -1
+        opened = open_known(nodes, "/file", os.O_WRONLY, 0, b"trusted.overlay.")
         assert opened >= 0
         os.close(opened)
     finally:
@@ -172,17 +173,23 @@ def test_the_short_open_is_the_hosts_open_or_none(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     (tmp_path / "dir").mkdir()
     fd = os.open(tmp_path, os.O_PATH)
+    nodes = {"": SimpleNamespace(upper_fd=fd, dead=False, names={"low"})}
     try:
-        for name in (b"missing", b"link", b"dir", b"..", b".", b"", b"x" * 256):
-            assert open_there(fd, name, os.O_WRONLY, 0, b"user.overlay.") == -1
-        opened = open_there(fd, b"file", os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, 0, b"user.overlay.")
+        for name in ("missing", "link", "dir", "..", ".", "", "x" * 256, "file\0"):
+            assert open_known(nodes, f"/{name}", os.O_WRONLY, 0, b"user.overlay.") == -1
+        opened = open_known(nodes, "/file", os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC, 0, b"user.overlay.")
         assert (os.fstat(opened).st_size, os.get_inheritable(opened)) == (0, False)
         os.close(opened)
-        with pytest.raises(ValueError, match="embedded null byte"):
-            open_there(fd, b"file\0", os.O_WRONLY, 0, b"user.overlay.")
+        new = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        for name in ("file", "link", "low", "new\0"):
+            assert open_known(nodes, name, new, 0o640, b"user.overlay.") == -1
+        os.close(open_known(nodes, "new", new, 0o640, b"user.overlay."))
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+        nodes[""].names = None
+        assert open_known(nodes, "newer", new, 0o640, b"user.overlay.") == -1
     finally:
         os.close(fd)
-    assert not (tmp_path / "missing").exists()
+    assert sorted(os.listdir(tmp_path)) == ["dir", "file", "link", "new"]
 
 
 # --- renaming ---------------------------------------------------------------------------------------------------------
@@ -333,14 +340,13 @@ def test_the_short_open_by_path_is_that_of_directory_and_name(path: str, tmp_pat
     try:
         head, _, name = path.rpartition("/")
         node, encoded = folders.get(head), os.fsencode(name)
-        plain = b"\0" not in encoded and node is not None
-        expected = open_there(node.upper_fd, encoded, os.O_RDWR, 0, own) if plain and node is not None else -1
+        there = node is not None and not node.dead and b"\0" not in encoded
+        expected = os.path.join(f"/proc/self/fd/{node.upper_fd}".encode(), encoded) if there and node is not None else b""
         found = open_known(folders, path, os.O_RDWR, 0, own)
-        assert (found >= 0) == (expected >= 0)
+        assert (found >= 0) == os.path.isfile(expected)
         if found >= 0:
-            assert os.path.sameopenfile(found, expected)
+            assert os.path.samestat(os.fstat(found), os.stat(expected))
             os.close(found)
-            os.close(expected)
         os.close(folders["lower"].upper_fd)
         folders["lower"].upper_fd = -1
         for head in ("gone", "lower", "nowhere"):

@@ -11,11 +11,10 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
-from os import fsencode
 from os import unlink as os_unlink
 from typing import TypeVar
 
-from overlaykit._ext.opening import open_known, open_there
+from overlaykit._ext.opening import open_known
 from overlaykit.errors import Unsupported
 from overlaykit.overlay import rename as renaming
 from overlaykit.overlay.attributes import Attributes
@@ -265,22 +264,16 @@ class Overlay(Attributes):
         """
         if flags & CHANGING and not flags & NO_FILE and type(path) is str:
             # The short ways: make what no lower has, open what upper has. If anything is odd, take the long way.
-            fd = self._make_there(path, flags, mode) if flags & LOG == CREATE else -1
+            fd, own = -1, self._markers.own
+            if flags & LOG == CREATE:
+                with self._lock:
+                    fd = open_known(self._known, path, flags | NEW_FILE, mode, own)
             if fd < 0 and flags & WRITING and not flags & EXCLUSIVE:
                 # No lock: no name changes, and to open a FIFO may take forever.
-                fd = open_known(self._known, path, flags | CLOSE, mode, self._markers.own)
+                fd = open_known(self._known, path, flags | CLOSE, mode, own)
             if fd >= 0:
                 return fd
         return self._open(path, flags, mode)
-
-    def _make_there(self, path: str, flags: int, mode: int) -> int:
-        head, _, name = path.rpartition("/")
-        node = self._known.get(head)
-        if node is not None and node.upper_fd >= 0 and (names := node.names) is not None and name not in names:
-            with self._lock:
-                if not node.dead:
-                    return open_there(node.upper_fd, fsencode(name), flags | NEW_FILE, mode, self._markers.own)
-        return -1
 
     def _create(self, place: Place, flags: int, mode: int) -> int:
         with self._lock:
