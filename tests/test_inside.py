@@ -13,7 +13,7 @@ import pytest
 from users import SOMEBODY, as_somebody
 
 from overlaykit import Store
-from overlaykit.errors import NotFound, Unsupported
+from overlaykit.errors import NotFound, OverlaykitError, Unsupported
 from overlaykit.overlay import Mount, Overlay, inside, overlay_mount, run_inside
 from overlaykit.overlay.identity import Identity, identity
 
@@ -152,8 +152,16 @@ def test_a_program_is_who_its_user_is(base: Path, capfd: pytest.CaptureFixture[s
         else:
             (base / "lower/etc/passwd").unlink(missing_ok=True)
     with Overlay([base / "lower"], base / "upper", base / "work") as overlay:
-        overlay.path("/etc/passwd").write_bytes(b"\xff:x:3:x\napp:x:0x0:0::/:\n")
-        for who, said in (("\udcff", "no number 'x'"), ("app", "no number '0x0'"), ("5:-1", "no group '-1'")):
+        rows = [b"\xff:x:3:x", b"nul:x:1:1::/\0:", b"app:x:0x0:0::/:", b"big:x:" + b"9" * 5000 + b":0::/:"]
+        overlay.path("/etc/passwd").write_bytes(b"\n".join(rows))
+        with pytest.raises(OverlaykitError, match="99999999999 is no id"):
+            identity(overlay, "big")
+        for who, said in (
+            ("\udcff", "no number 'x'"),
+            ("nul", "no user 'nul'"),
+            ("app", "no number '0x0'"),
+            ("5:-1", "no group '-1'"),
+        ):
             with pytest.raises(NotFound, match=said):
                 identity(overlay, who)
 

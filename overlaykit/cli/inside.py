@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from overlaykit.overlay.identity import Identity
 
 AS_THEY_ARE = {"allow_interspersed_args": False}  # what comes after CONTAINER belongs to the program
-AS_WHOM = "Who it runs as, by name or id.  [default: the image's, else root]"
 NOT_FOUND, NOT_STARTED = 127, 126  # exit codes, as shells and Docker have them
+
+user_option = click.option(
+    "-u", "--user", metavar="USER[:GROUP]", help="Who it runs as, by name or id.  [default: the image's, else root]"
+)
 
 
 def _environment(container: Container, user: Identity, more: tuple[str, ...]) -> dict[str, str]:
@@ -34,9 +37,7 @@ def _environment(container: Container, user: Identity, more: tuple[str, ...]) ->
 @click.option("-e", "--env", multiple=True, metavar="KEY[=VALUE]", help="One more variable; KEY alone: as here.")
 @click.option("-i", "--interactive", is_flag=True, hidden=True)  # it has our streams and our terminal in any case
 @click.option("-t", "--tty", is_flag=True, hidden=True)
-@click.option(
-    "-u", "--user", metavar="USER[:GROUP]", help="Who it runs as, by name or id.  [default: the image's, else root]"
-)
+@user_option
 @click.option("-w", "--workdir", help="The directory it starts in.  [default: the image's, else /]")
 @click.argument("container")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -85,9 +86,7 @@ def _run(
 
 
 @click.command("shell")
-@click.option(
-    "-u", "--user", metavar="USER[:GROUP]", help="Who it runs as, by name or id.  [default: the image's, else root]"
-)
+@user_option
 @click.argument("container")
 @with_store
 def shell_command(store: Store, user: str | None, container: str) -> int:

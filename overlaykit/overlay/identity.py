@@ -17,6 +17,7 @@ from overlaykit.overlay.osnames import OsNames
 LARGEST = 1 << 20  # bytes of a file that are looked at: far more than those of a large site
 FIELDS = 7  # of passwd; group has fewer
 MOST = (1 << 31) - 1  # of a number, as runc has it
+DIGITS = len(str(MOST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,13 @@ def _rows(fs: OsNames, path: str) -> Iterator[list[str]]:
         return
     for line in lines:
         row = os.fsdecode(line).split(":")
-        if row != [""]:
+        if line and b"\0" not in line:
             yield row + [""] * (FIELDS - len(row))
 
 
 def _number(digits: str, text: str, kind: str = "number", file: str = "passwd") -> int:
     if not digits.isascii() or not digits.isdecimal():
         raise NotFound(f"user {text!r}: no {kind} {digits!r} in /etc/{file} of the container")
-    number = int(digits)
-    if number > MOST:
-        raise OverlaykitError(f"user {text!r}: {digits} is no id", hint=f"ids go from 0 to {MOST}")
-    return number
+    if len(digits) > DIGITS or int(digits) > MOST:
+        raise OverlaykitError(f"user {text!r}: {digits[: DIGITS + 1]} is no id", hint=f"ids go from 0 to {MOST}")
+    return int(digits)
