@@ -179,6 +179,7 @@ def test_exec_is_who_docker_is(both: Both, tmp_path: Path) -> None:
 
 
 REFUSED = [
+    ["import", "--platform", "bogus", "/dev/null"],
     ["create", "--env", "=x", "habits:1"],
     ["create", "--label", "", "habits:1"],
     ["create", "--label", "=x", "habits:1"],
@@ -196,6 +197,17 @@ def test_what_makes_no_sense_is_refused(args: list[str], both: Both) -> None:
     assert their_code != 0
     assert my_code == 1
     assert ours.command(both.root, "ps", "--quiet").stdout == ours.command(both.root, "volume", "ls", "--quiet").stdout == ""
+
+
+def test_a_container_gets_another_name_or_none(both: Both) -> None:
+    """To be called what it is called already was a success; a script did not hear of its mistake."""
+    both.work("create", "--name", "habits-1", "habits:1")
+    both.work("create", "--name", "habits-2", "habits:1")
+    for args in (["habits-1", "habits-1"], ["habits-1", "habits-2"], ["habits-1", "-x"], ["habits-3", "habits-4"]):
+        (their_code, _), (my_code, _) = both("rename", *args)
+        assert their_code != 0, args
+        assert my_code in (1, 2), args
+    both.work("rename", "habits-1", "habits-4")
 
 
 def test_a_variable_without_a_value_is_ours_or_none(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:

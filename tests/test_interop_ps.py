@@ -25,6 +25,7 @@ FILTERS = (
     ("status=odd",),
     ("colour=red",),
 )
+FEWER = (["-n", "2"], ["--last", "1"], ["-n", "0"], ["-n", "9"], ["-n", "-1"], ["-l"], ["--latest", "-n", "2"])
 
 
 def test_filters_list_what_docker_lists(own_docker: peers.Docker, small_rootfs: Path, tmp_path: Path) -> None:
@@ -50,6 +51,9 @@ def test_filters_list_what_docker_lists(own_docker: peers.Docker, small_rootfs: 
             results = [run("ps", "-a", "--format", "{{.Names}}", *options) for run in both]
             theirs, mine = ((done.returncode, [n for n in done.stdout.split() if n.startswith("ps-")]) for done in results)
             assert mine == theirs, filters
+        for options in (*FEWER, ["-l", "--filter", "name=ps-box"], ["-n", "2", "--filter", "label=ps=test"]):
+            theirs, mine = (run("ps", "-a", "--format", "{{.Names}}", *options) for run in both)
+            assert (mine.returncode, mine.stdout) == (theirs.returncode, theirs.stdout), options
     finally:
         docker("rm", "ps-box", "ps-webbed", "ps-web", check=False)
         docker("volume", "rm", "ps-data", check=False)

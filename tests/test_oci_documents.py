@@ -274,13 +274,16 @@ def test_this_machine_has_a_platform() -> None:
         ("Linux/AMD64/v1", "linux/amd64"),
         ("linux/amd64/v3", "linux/amd64/v3"),
         ("windows/amd64", "windows/amd64"),
+        ("Linux", str(Platform.host())),
+        ("riscv64", "linux/riscv64"),
+        ("odd/odder", "odd/odder"),
     ],
 )
 def test_platforms_have_one_name(text: str, want: str) -> None:
     assert str(Platform.parse(text)) == want
 
 
-@pytest.mark.parametrize("bad", ["", "/", "linux/", "a/b/c/d", "linux/amd64\n", "../x", "linux/ä"])
+@pytest.mark.parametrize("bad", ["", "/", "linux/", "a/b/c/d", "linux/amd64\n", "../x", "linux/ä", "bogus", "v7"])
 def test_what_is_no_platform_is_refused(bad: str) -> None:
     with pytest.raises(InvalidReference):
         Platform.parse(bad)

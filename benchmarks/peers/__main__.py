@@ -69,7 +69,8 @@ def measure(place: Path, source: Path, operations: list[str], names: list[str], 
     whole = open_image(layout)
     if set(operations) - {"apply"}:
         plain_archive(layout, archive)
-    print(f"{sum(len(layer.tree()) for layer in whole.layers):,} entries in {len(whole.layers)} layers,", end=" ")
+    count = len(whole.layers)
+    print(f"{sum(len(layer.tree()) for layer in whole.layers):,} entries in {count} layer{'s' * (count > 1)},", end=" ")
     print(f"{whole.size:,} bytes of blobs, {whole.layers[0].media_type}, in {place.parent}")
     if "ps" in operations:
         print(f"ps of overlaykit is {' '.join(tools.COMMAND)}")

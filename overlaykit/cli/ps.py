@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 @click.command("ps")
 @click.option("-a", "--all", is_flag=True, hidden=True)  # what Docker needs to list those that do not run
 @click.option("-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help=f"Only some: {', '.join(FILTERS)}.")
+@click.option("-n", "--last", type=int, default=-1, metavar="N", help="Only the N newest of them.")
+@click.option("-l", "--latest", is_flag=True, help="Only the newest.")
 @click.option("-s", "--size", "sized", is_flag=True, help="How much they hold too: their own layer, and with the image's.")
 @quiet_option
 @no_trunc_option
@@ -47,6 +49,8 @@ def ps_command(
     context: click.Context,
     all: bool,
     filters: tuple[str, ...],
+    last: int,
+    latest: bool,
     sized: bool,
     quiet: bool,
     no_trunc: bool,
@@ -74,6 +78,10 @@ def ps_command(
         store()
     with closing(Records(path)) as records:
         found = selected(everything(records), filters, store)
+    if latest and last == -1:
+        last = 1
+    if last > 0:
+        found = found[:last]
     if as_json:
         print_json([facts(record) | (_sizes(record, store) if sized else {}) for record in found])
     elif quiet:

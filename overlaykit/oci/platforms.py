@@ -32,6 +32,13 @@ ARCHITECTURES = {
     "mipsel": ("mipsle", None),
     "loongarch64": ("loong64", None),
 }
+# What a word that stands alone may be (go tool dist list); between slashes anything that looks like one is taken.
+SYSTEM = re.compile(
+    r"(aix|android|darwin|dragonfly|freebsd|illumos|ios|js|linux|netbsd|openbsd|plan9|solaris|wasip1|windows|zos)\Z", re.I
+)
+ARCHITECTURE = re.compile(
+    r"(386|amd64|arm|armbe|arm64|loong64|mips|mipsle|mips64|mips64le|ppc64|ppc64le|riscv64|s390x|sparc64|wasm)\Z"
+)
 PART = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 DEFAULT_VARIANT = {"amd64": "v1", "arm64": "v8", "arm": "v7"}  # what no variant means
 
@@ -51,12 +58,16 @@ class Platform(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @staticmethod
     def parse(text: str) -> Platform:
-        """The platform that `text` names: "linux/arm64", "linux/arm/v7", or an architecture alone."""
+        """The platform that `text` names: "linux/arm64", "linux/arm/v7", or an architecture or a system alone."""
         parts = text.split("/")
-        if len(parts) > 3 or not all(PART.match(part) for part in parts):
-            raise InvalidReference(f"{text!r} is no platform", hint="write os/architecture[/variant], such as linux/arm64")
-        if len(parts) == 1:
+        known = len(parts) <= 3 and all(PART.match(part) for part in parts)
+        if known and len(parts) == 1:
+            if SYSTEM.match(text):
+                return structs.replace(Platform.host(), os=text.lower())
             parts = ["linux", *parts]
+            known = ARCHITECTURE.match(Platform(architecture=text).normalised().architecture) is not None
+        if not known:
+            raise InvalidReference(f"{text!r} is no platform", hint="write os/architecture[/variant], such as linux/arm64")
         return Platform(os=parts[0], architecture=parts[1], variant=parts[2] if len(parts) == 3 else None).normalised()
 
     @staticmethod

@@ -152,7 +152,9 @@ class Container(ContainerFiles):
     # --- the rest -----------------------------------------------------------------------------------------------------
 
     def rename(self, name: str) -> Container:
-        """The container, called `name` from now on. AlreadyExists, InvalidReference."""
+        """The container, called `name` from now on. AlreadyExists, also for the name that it has; InvalidReference."""
+        if name == self.name:
+            raise AlreadyExists(f"container {name} has that name already")
         sql = "UPDATE containers SET name = ? WHERE id = ?"
         try:
             changed = self._store.records.execute(sql, check_container_name(name), self.id)
