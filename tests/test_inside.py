@@ -13,7 +13,7 @@ import pytest
 from users import SOMEBODY, as_somebody
 
 from overlaykit import Store
-from overlaykit.errors import NotFound, OverlaykitError, Unsupported
+from overlaykit.errors import InUse, NotFound, OverlaykitError, Unsupported
 from overlaykit.overlay import Mount, Overlay, inside, overlay_mount, run_inside
 from overlaykit.overlay.identity import Identity, identity
 
@@ -164,6 +164,17 @@ def test_a_program_is_who_its_user_is(base: Path, capfd: pytest.CaptureFixture[s
         ):
             with pytest.raises(NotFound, match=said):
                 identity(overlay, who)
+
+
+def test_a_container_that_is_in_use_is_refused_by_its_name(base: Path) -> None:
+    """To look at who the program is took the writer's lock, and the refusal spoke of directories of the store."""
+    with Store(base / "store") as store, Store(base / "store") as other:
+        store.import_rootfs(base / "lower", "base:1")
+        box = store.create("base:1", name="box", user="4:5")
+        other.container("box").fs.write_bytes("/etc/passwd", b"app:x:7:8::/app:\n")
+        assert (box.identity(), box.identity("app")) == (Identity(4, 5, (), "/"), Identity(7, 8, (), "/app"))
+        with pytest.raises(InUse, match=r"^container box is open in another process$"):
+            box.run(["sh"])
 
 
 def test_who_is_no_root_has_nobody_else_inside(base: Path) -> None:

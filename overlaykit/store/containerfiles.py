@@ -278,9 +278,10 @@ class ContainerFiles:
 
     def identity(self, user: str | None = None) -> Identity:
         """Who `user[:group]` is here, by its own /etc/passwd and /etc/group; None: who the image says. NotFound for a name
-        that is not in them. InUse as for `fs`."""
+        that is not in them."""
         text = self.record.config.user if user is None else user
-        return identity(self.fs, text or "")
+        with self.view() as files:
+            return identity(files, text or "")
 
     def run(
         self,
