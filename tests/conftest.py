@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import peers
 import pytest
 import rootfs
 from hypothesis import HealthCheck, settings
+from kernel_overlay import SCRATCH
 
 if TYPE_CHECKING:
     import overlaykit
@@ -72,6 +74,13 @@ def small_rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tar = tmp_path_factory.mktemp("rootfs") / "small.tar"
     rootfs.write(tar, busybox=Path(peers.peer("busybox")))
     return tar
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A new folder, in memory where there is such: what fsyncs hundreds of times would take minutes on a disk."""
+    with tempfile.TemporaryDirectory(dir=SCRATCH, prefix="overlaykit-test-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import stat
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -41,11 +40,8 @@ MODULE = [sys.executable, "-m", "overlaykit"]
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A new folder, in memory where there is such: a disk's fsyncs would take minutes."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=memory, prefix="overlaykit-test-") as folder:
-        yield Path(folder)
+def place(scratch: Path) -> Path:
+    return scratch
 
 
 def only(*names: str) -> list[bench.Target]:

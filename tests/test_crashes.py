@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,14 +23,6 @@ from faults import killed_at_steps
 from overlaykit import OverlaykitError, Store
 from overlaykit.oci import validate
 from overlaykit.store.leases import Leases
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A new folder, in memory where there is such: hundreds of stores are made here, each with its fsyncs."""
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=parent, prefix="overlaykit-test-") as folder:
-        yield Path(folder)
 
 
 def prepare(root: Path) -> None:

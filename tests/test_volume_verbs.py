@@ -8,9 +8,8 @@ import io
 import os
 import stat
 import tarfile
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import peers
@@ -274,14 +273,6 @@ VERBS: dict[str, Callable[[Store], object]] = {
     "fill": lambda store: store.create("base:1", name="new", mounts=["filled:/app"]),
     "fill a part": lambda store: store.create("base:1", name="new", mounts=[PART]),
 }
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    """A new folder, in memory where there is such: many stores are made here, each with its fsyncs."""
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=parent, prefix="overlaykit-test-") as folder:
-        yield Path(folder)
 
 
 def prepare(root: Path) -> None:
