@@ -23,7 +23,7 @@ QUICK, FULL = 115, 850  # seconds of a run; a slow disk adds to them
 
 @click.group("bench", invoke_without_command=True)
 @click.option("--full", is_flag=True, help="Every workload, longer: about fifteen minutes instead of two.")
-@click.option("--filesystems", is_flag=True, help="On loop-mounted ext4, xfs and btrfs too: about seven minutes. Root only.")
+@click.option("--filesystems", is_flag=True, help="On loop-mounted ext4, xfs and btrfs too: about eight minutes. Root only.")
 @click.option(
     "--dir", "directory", type=click.Path(exists=True, file_okay=False), help="Where to measure.  [default: $TMPDIR]"
 )
